@@ -5,11 +5,12 @@ from __future__ import annotations
 import hmac
 import logging
 import mmap
+import secrets
 import threading
 import time
 from collections.abc import Callable
 
-from flask import Response, request
+from flask import Request, Response, request
 
 from ..admission import FULL
 from ..admission.keys import hashed
@@ -19,7 +20,6 @@ from ..protocol import InferRequest
 from ..server import status
 from ..telemetry.shared_memory import anonymous_file
 from ..types import ANONYMOUS, Caller, fcntl
-from . import operator_session
 from .http import (
     Api,
     View,
@@ -33,6 +33,9 @@ from .http import (
 
 Admin = Secret | str | None | Callable[[], Secret | None]  # a function, if a reload may change it
 MOST_READ = 65536  # bytes of a body that is read even when overloaded
+_COOKIE, _CSRF = "infermux_admin", "X-Infermux-Csrf"
+_LOGIN_HOURS = 12  # until an operator must log in again
+_DAY = 86_400
 _SEND_KEY = "send Authorization: Bearer KEY, or x-api-key: KEY"
 log = logging.getLogger("infermux")
 
@@ -106,7 +109,7 @@ def admin_only(admin: Admin, view: View) -> View:
     def guarded(api: Api, **arguments: str) -> Response:
         key = admin_key(admin)
         reads = request.method in ("GET", "HEAD")
-        may = reads or operator_session.is_ours(request, key)
+        may = reads or is_ours(request, key)
         login = request.authorization
         if login is not None and login.type == "basic":
             given = (login.password or "") if may else ""
@@ -114,7 +117,7 @@ def admin_only(admin: Admin, view: View) -> View:
             given = request_key()
         if given and is_key(given, key):
             return view(api, **arguments)
-        if not given and may and operator_session.is_logged_in(request, key):
+        if not given and may and is_logged_in(request, key):
             return view(api, **arguments)
         refuse_body()
         if given:
@@ -152,6 +155,82 @@ def check_no_caller(api: Api, key: str) -> None:
         return
     _login_failed(api, f"the key of caller {caller.name!r} instead of the admin key")
     raise Forbidden("this endpoint requires the admin key, [server] admin_key")
+
+
+# -- an operator's login in a browser: a signed cookie, and a token against forged requests --
+#
+# Neither holds the admin key, and both end when it changes. A cookie or HTTP Basic alone may only
+# read, as other sites can make a browser send them; to change something, a page of ours adds the
+# token in a header, which other sites can neither read nor send.
+
+
+def _signed(key: str, purpose: str, text: str) -> str:
+    message = f"infermux {purpose} {text}"
+    data = message.encode(errors="replace")
+    return hmac.digest(key.encode(errors="replace"), data, "sha256").hex()
+
+
+def _is(signature: str, genuine: str) -> bool:
+    return hmac.compare_digest(signature.encode(errors="replace"), genuine.encode())
+
+
+def csrf_token(key: str) -> str:
+    """Return a token that proves that a request comes from our page; each time another one."""
+    nonce = secrets.token_urlsafe(12)
+    return f"{nonce}.{_signed(key, 'csrf', f'{int(time.time() // _DAY)}.{nonce}')}"
+
+
+def is_same_site(request: Request) -> bool:
+    """Return whether a browser says that no other site has made it send the request."""
+    return request.headers.get("Sec-Fetch-Site", "same-origin") in ("same-origin", "none")
+
+
+def is_ours(request: Request, key: str) -> bool:
+    """Return whether a request has a token of today or yesterday, and is not another site's."""
+    nonce, _, signature = request.headers.get(_CSRF, "").partition(".")
+    today = int(time.time() // _DAY)
+    days = (today, today - 1)
+    fits = [_is(signature, _signed(key, "csrf", f"{day}.{nonce}")) for day in days]
+    return any(fits) and is_same_site(request)
+
+
+def has_cookie(request: Request) -> bool:
+    """Return whether the browser has logged in, whether that is still valid or not."""
+    return _COOKIE in request.cookies
+
+
+def is_logged_in(request: Request, key: str, clock: Callable[[], float] = time.time) -> bool:
+    """Return whether the request has a valid cookie."""
+    expires, _, rest = request.cookies.get(_COOKIE, "").partition(".")
+    nonce, _, signature = rest.partition(".")
+    if not (expires.isascii() and expires.isdigit() and len(expires) < 12):
+        return False
+    is_valid = _is(signature, _signed(key, "session", f"{expires}.{nonce}"))
+    return is_valid and clock() < int(expires)
+
+
+def log_in(response: Response, request: Request, key: str) -> None:
+    """Set the cookie: scripts cannot read it, and other sites' forms do not send it."""
+    expires, nonce = int(time.time()) + _LOGIN_HOURS * 3600, secrets.token_urlsafe(16)
+    value = f"{expires}.{nonce}.{_signed(key, 'session', f'{expires}.{nonce}')}"
+    _set(response, request, value, _LOGIN_HOURS * 3600)
+
+
+def log_out(response: Response, request: Request) -> None:
+    """Remove the cookie."""
+    _set(response, request, "", 0)
+
+
+def _set(response: Response, request: Request, value: str, seconds: int) -> None:
+    response.set_cookie(
+        _COOKIE,
+        value,
+        max_age=seconds,
+        path="/",  # a proxy may map another path to ours
+        secure=request.is_secure,
+        httponly=True,
+        samesite="Lax",  # a link to the page in an alert works
+    )
 
 
 # -- failed logins --

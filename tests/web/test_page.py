@@ -541,20 +541,20 @@ def test_a_login_ends_with_its_hours_or_its_key() -> None:
     from flask import Request
     from werkzeug.test import EnvironBuilder
 
-    from infermux.web import operator_session as session
+    from infermux.web import auth
 
     def asked(value: str) -> Request:
         return Request(EnvironBuilder(headers={"Cookie": f"infermux_admin={value}"}).get_environ())
 
     made = Flask("x").response_class()
-    session.log_in(made, asked(""), "key")
+    auth.log_in(made, asked(""), "key")
     value = cookie_of(Answer(200, made.headers, b"")).partition("=")[2]  # type: ignore[arg-type]
-    assert session.is_logged_in(asked(value), "key")
-    assert not session.is_logged_in(asked(value), "another key")
-    assert not session.is_logged_in(asked(value), "key", lambda: time.time() + 13 * 3600)
+    assert auth.is_logged_in(asked(value), "key")
+    assert not auth.is_logged_in(asked(value), "another key")
+    assert not auth.is_logged_in(asked(value), "key", lambda: time.time() + 13 * 3600)
     later = "9" * 11 + value[value.index(".") :]
     for forged in (later, "", ".", "..", "é.a.b", "1e9.a.b", value + "0"):
-        assert not session.is_logged_in(asked(forged), "key")
+        assert not auth.is_logged_in(asked(forged), "key")
 
 
 @pytest.mark.parametrize("login", ["basic", "cookie"])

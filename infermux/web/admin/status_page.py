@@ -28,9 +28,8 @@ from ...ledger.recent.activity import OTHERS
 from ...ledger.recent.search import Page, Search, find
 from ...pricing import PICO, usd
 from ...routing.router import Router
-from .. import Route
-from .. import operator_session as session
-from ..auth import Admin, admin_key, admin_only, check_no_caller, is_key
+from .. import Route, auth
+from ..auth import Admin, admin_key, admin_only
 from ..http import Api, json_response, query_of, read_body
 from . import calls, overview
 from .sentence import meaning, phrase
@@ -80,7 +79,7 @@ class StatusPage:
         if response.status_code != 401 or "text/html" not in request.headers.get("Accept", ""):
             return response
         form = _login_form("", status=401)
-        if "WWW-Authenticate" in response.headers and not session.has_cookie(request):
+        if "WWW-Authenticate" in response.headers and not auth.has_cookie(request):
             form.headers["WWW-Authenticate"] = response.headers["WWW-Authenticate"]
         return form
 
@@ -110,8 +109,8 @@ class StatusPage:
             callers=sorted(self._router.keyring.callers) if self._router.keyring else [],
             link=_links(given, found.span.name),
             curl=_curl(self._router),
-            csrf="" if self._admin is None else session.token(admin_key(self._admin)),
-            session=session.has_cookie(request),
+            csrf="" if self._admin is None else auth.csrf_token(admin_key(self._admin)),
+            session=auth.has_cookie(request),
         )
 
     def _seen(self, span: str) -> overview.Overview:
@@ -145,23 +144,23 @@ class StatusPage:
         """Show the form, or check the key that it sends and set the cookie."""
         key = admin_key(self._admin)
         if request.method != "POST":
-            logged_in = session.is_logged_in(request, key)
+            logged_in = auth.is_logged_in(request, key)
             return _redirect("../status") if logged_in else _login_form("")
-        if not session.is_same_site(request):
+        if not auth.is_same_site(request):
             return _login_form("Log in on this page.", status=403)
         form = parse_qs(read_body(MAX_FORM).decode(errors="replace"), max_num_fields=10)
         given = form.get("key", [""])[0].strip()
-        if not is_key(given, key):
+        if not auth.is_key(given, key):
             if given:
-                check_no_caller(api, given)
+                auth.check_no_caller(api, given)
             return _login_form("That is not the admin key.", status=401)
         response = _redirect("../status")
-        session.log_in(response, request, key)
+        auth.log_in(response, request, key)
         return response
 
     def logout(self, _: Api) -> Response:
         response = Response(status=204)
-        session.log_out(response, request)
+        auth.log_out(response, request)
         return response
 
 
@@ -193,7 +192,7 @@ def _may_compress() -> bool:
     """
     if "Sec-Fetch-Site" not in request.headers:
         return False
-    return "gzip" in request.headers.get("Accept-Encoding", "") and session.is_same_site(request)
+    return "gzip" in request.headers.get("Accept-Encoding", "") and auth.is_same_site(request)
 
 
 def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:

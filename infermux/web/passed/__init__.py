@@ -1,5 +1,5 @@
 """Endpoints of OpenAI's API whose bytes pass through: images, audio, moderations, rerank, files.
 
-`media` has the endpoints of models, `files` those of files and batches; `uploads` reads multipart
-bodies, and `answers` passes the vendor's bytes on.
+`media` has the endpoints of models, and reads multipart bodies, `files` those of files and batches;
+`answers` passes the vendor's bytes on.
 """

@@ -32,8 +32,7 @@ from ..http import (
     start_call,
 )
 from .answers import passed_response
-from .media import EMPTY, named, wanted_provider
-from .uploads import is_multipart, read_upload
+from .media import EMPTY, is_multipart, named, read_upload, wanted_provider
 
 _QUERY = ("after", "limit", "order", "purpose")
 _LIMITS = {"files": (10_000, 10_000), "batches": (20, 100)}  # by default, and at most

@@ -1,26 +1,43 @@
-"""Endpoints that are passed through to a model: images, audio, moderations, rerank."""
+"""Endpoints that are passed through to a model: images, audio, moderations, rerank.
+
+Their bodies are JSON, or multipart, which is read as it arrives.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
-from flask import Response, request
+from flask import Response, current_app, request
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_options_header
 
+from ...config.settings import MAX_UPLOAD
 from ...dialects import require, without
 from ...dialects.openai import NAME
 from ...dialects.openai.endpoints import ENDPOINTS
 from ...dialects.openai.metering import text_tokens
-from ...errors import InferMuxError, RequestError
+from ...errors import InferMuxError, RequestError, RequestTooLarge, counted
 from ...protocol import InferRequest, Native, strict_json
+from ...protocol.multipart import HOLD, Read, Upload
 from ...protocol.passed import Passed
 from ...protocol.strict_json import Document
 from ...routing.passed.endpoints import check
 from ...types import JSON
 from .. import Route
 from ..auth import admitted
-from ..http import Api, call_response, json_body, refuse_body, start_call
+from ..http import (
+    MAX_BODY,
+    Api,
+    body_room,
+    body_size,
+    call_response,
+    check_encoding,
+    json_body,
+    refuse_body,
+    start_call,
+    unread,
+)
 from .answers import passed_response
-from .uploads import is_multipart, read_upload
 
 EMPTY = Document({}, "", {})  # bodies that are not JSON
 _TRUE = (True, "true", "True", "1")
@@ -86,6 +103,71 @@ def _request(op: str, *, seen: bool) -> InferRequest:
         op=op,
         passed=passed,
     )
+
+
+# -- multipart bodies --
+
+
+def is_multipart() -> bool:
+    """Return whether the request's body is multipart/form-data."""
+    return _media()[0] == "multipart/form-data"
+
+
+def _media() -> tuple[str, dict[str, str]]:
+    media, options = parse_options_header(request.environ.get("CONTENT_TYPE", ""))
+    return media.lower(), options
+
+
+def read_upload(*, model: bool, seen: bool = False) -> Upload:
+    """Return the multipart body, read as `Upload` says.
+
+    Raise RequestError if it is malformed, truncated or too long, Overloaded if there is no room.
+    """
+    check_encoding()
+    size, limit = body_size(), _limit()
+    if size is not None and size > limit:
+        refuse_body()
+        raise RequestTooLarge(f"the body is longer than {limit} bytes")
+    body_room().take(HOLD if size is None else min(size, HOLD))
+    boundary = _media()[1].get("boundary", "")
+    try:
+        read = _reader(size, limit)
+        return Upload(read, boundary=boundary, size=size, limit=limit, model=model, seen=seen)
+    except InferMuxError:
+        refuse_body()
+        raise
+
+
+def _limit() -> int:
+    own: int | None = current_app.config.get(MAX_UPLOAD) or request.max_content_length
+    return MAX_BODY if own is None else own
+
+
+def _reader(size: int | None, limit: int) -> Read:
+    if size is None or "stream" in vars(request):  # chunked, or the app has read from it already
+        request.max_content_length = limit + 1
+        stream, left = request.stream, limit + 1 if size is None else size
+    else:
+        stream, left = request.environ["wsgi.input"], size
+
+    def read(most: int) -> bytes:
+        nonlocal left
+        try:
+            data: bytes = stream.read(min(most, left)) if left else b""
+        except RequestEntityTooLarge:
+            refuse_body()
+            raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
+        except Exception as error:  # of the server
+            raise unread(error) from None
+        left -= len(data)
+        if not data and size is not None and left:
+            refuse_body()
+            raise RequestError(
+                f"the body has {counted(size - left, 'byte')}, but Content-Length is {size}"
+            )
+        return data
+
+    return read
 
 
 MEDIA_ROUTES: list[Route] = [
