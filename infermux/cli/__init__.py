@@ -188,7 +188,7 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
         raise click.UsageError(
             "missing prompt: give it as the argument, with --prompt, or on standard input"
         )
-    read = sys.stdin.read().rstrip("\n")
+    read = sys.stdin.read().removeprefix("\ufeff").rstrip("\r\n")
     if not read:
         raise click.UsageError("standard input holds no prompt")
     return read

@@ -314,18 +314,20 @@ def usage_errors() -> Iterator[None]:
 def _costs_table(found: reports.Costs, *, bars: bool) -> str:
     money = _aligned([reports.amount(total) for total in (*found.rows, found.total)])
     highest = max((row.cost for row in found.rows), default=0)
+    saves = any(total.cache_saved for total in found.rows)
     rows = [
-        [*(name or "(none)" for name in row.key), *_sums(row, cost), bar(row.cost, highest) * bars]
+        [
+            *(name or "(none)" for name in row.key),
+            *_sums(row, cost, saves),
+            bar(row.cost, highest) * bars,
+        ]
         for row, cost in zip(found.rows, money, strict=False)
     ]
     width = len(found.by)
-    rows.append(["TOTAL", *[""] * (width - 1), *_sums(found.total, money[-1]), ""])
-    saved = [usd(total.cache_saved) for total in (*found.rows, found.total)]
-    if any(total.cache_saved for total in found.rows):
-        rows = [[*row[:-2], each, *row[-2:]] for row, each in zip(rows, saved, strict=True)]
+    rows.append(["TOTAL", *[""] * (width - 1), *_sums(found.total, money[-1], saves), ""])
     names = [name.upper() for name in found.by]
     head = [*names, "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD"]
-    head += [*["CACHE SAVED USD"] * (len(rows[0]) - len(head) - 2), "", ""]
+    head += [*["CACHE SAVED USD"] * saves, "", ""]
     text = table(head, rows, right=range(width, len(head) - 2))
     return text + f"\n{counted(found.more, 'more row')}: see --limit" * bool(found.more)
 
@@ -337,12 +339,13 @@ def _warn_of_pruned(found: reports.Costs) -> None:
         warn(f"the rows lack {counted(left, 'call')} of days that were pruned; TOTAL has them")
 
 
-def _sums(total: Total, cost: str) -> list[str]:
+def _sums(total: Total, cost: str, saves: bool) -> list[str]:
     names = ("calls", "attempts", "errors", "input_tokens", "output_tokens")
     notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
     notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
     notes += [f"{usd(total.assumed)} ~ assumed"] * bool(total.assumed)
-    return [*(f"{getattr(total, name):,}" for name in names), cost, ", ".join(notes)]
+    counts = [f"{getattr(total, name):,}" for name in names]
+    return [*counts, cost, *[usd(total.cache_saved)] * saves, ", ".join(notes)]
 
 
 def _aligned(amounts: Sequence[int | None]) -> list[str]:

@@ -81,18 +81,6 @@ def ledger_url(value: str) -> Secret:
     return database_url(Secret(found), place)
 
 
-def at_most_whole(limit: int) -> Reader:
-    """Return a reader of whole numbers above 0 and at most *limit*."""
-
-    def read(value: Any, place: str) -> int:
-        number: int = of_type(int, value, place)
-        if not 0 < number <= limit:
-            raise ConfigError(f"{place} must be a whole number from 1 to {limit}")
-        return number
-
-    return read
-
-
 def web_address(value: Any, place: str) -> Secret:
     """Read the reference to an http(s) address, which is a secret."""
     found = secret(value, place)

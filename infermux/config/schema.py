@@ -241,12 +241,17 @@ def texts(value: Any, place: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def whole(value: Any, place: str) -> int:
-    number: int = of_type(int, value, place)
-    if not 0 < number < 10**12:
-        bound = "above 0" if number < 1 else f"below {10**12:,}"
-        raise wrong_value(place, f"a whole number {bound}", value)
-    return number
+def whole_below(limit: int) -> Reader:
+    """Return a reader of whole numbers above 0 and below *limit*."""
+
+    def read(value: Any, place: str) -> int:
+        number: int = of_type(int, value, place)
+        if not 0 < number < limit:
+            bound = "above 0" if number < 1 else f"below {limit:,}"
+            raise wrong_value(place, f"a whole number {bound}", value)
+        return number
+
+    return read
 
 
 def at_most(limit: float, unit: str = "") -> Reader:
@@ -261,6 +266,7 @@ def at_most(limit: float, unit: str = "") -> Reader:
     return read
 
 
+whole = whole_below(10**12)
 seconds = at_most(86400, "seconds, ")
 share = at_most(1)
 flag = partial(of_type, bool)

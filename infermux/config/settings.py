@@ -18,7 +18,6 @@ from .params import headers as read_headers
 from .params import params as read_params
 from .readers import (
     alert_events,
-    at_most_whole,
     database_url,
     days,
     endpoint_names,
@@ -54,6 +53,7 @@ from .schema import (
     texts,
     url,
     whole,
+    whole_below,
 )
 
 MAX_UPLOAD = "INFERMUX_MAX_UPLOAD"  # the key of [server] max_upload in an app's config
@@ -297,7 +297,7 @@ class LedgerConfig:
     path: str = reads(_TEXT, "infermux.db")
     url: Secret | None = reads(database_url, None)
     spool: str = reads(text, "infermux.spool")
-    connections: int = reads(at_most_whole(100), 8)
+    connections: int = reads(whole_below(101), 8)
     migrate: bool = reads(flag, False)
     keep: str = reads(or_empty(days), "")
     timezone: str = reads(time_zone, "UTC")

@@ -49,6 +49,7 @@ FORMS = {
     "dash": (["-"], "Hello world\n"),
     "dash as option": (["--prompt", "-"], "Hello world"),
     "input without an end of line": ([], "Hello world"),
+    "input of Windows": ([], "\ufeffHello world\r\n"),
     "with a model": (["--model", "echo-v1", "--prompt", "Hello world"], ""),
     "short": (["-m", "echo", "Hello world"], ""),
     "auto": (["--model", "auto", "Hello world"], ""),
