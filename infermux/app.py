@@ -79,18 +79,15 @@ def create_app(router: Router | None = None) -> Flask:
     if build.pinned is None and under_gunicorn():
         log.warning(_NOT_OURS)
     app.config.update(settings.server.for_flask)
-    app.register_blueprint(blueprint(router))
-    app.register_blueprint(openai_blueprint(router))
-    app.register_blueprint(anthropic_blueprint(router))
-    app.register_blueprint(gemini_blueprint(router))
-    app.register_blueprint(
-        ops_blueprint(
-            router,
-            lambda: (build.pinned or settings).server.admin_key,
-            metrics=lambda: (build.pinned or settings).server.metrics,
-            about=lambda: build.summary(build.pinned or settings, router),
-        )
+    operators = ops_blueprint(
+        router,
+        lambda: (build.pinned or settings).server.admin_key,
+        metrics=lambda: (build.pinned or settings).server.metrics,
+        about=lambda: build.summary(build.pinned or settings, router),
     )
+    for make in (blueprint, openai_blueprint, anthropic_blueprint, gemini_blueprint):
+        app.register_blueprint(make(router))
+    app.register_blueprint(operators)
     index = Api("index", router, plain_error)
     app.register_blueprint(endpoints("infermux_index", index, [("GET", "/", _index)]))
     app.register_error_handler(HTTPException, _http_error)
