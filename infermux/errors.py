@@ -126,11 +126,6 @@ class Failure(NamedTuple):
     cause: str = ""
 
 
-def reason(error: InferMuxError | Failure) -> str:
-    """Return why, for the operator, in words of ours alone: "connection refused"."""
-    return error.cause
-
-
 def forget(error: BaseException | None) -> None:
     """Drop the traceback, cause and context of a handled exception, to free memory."""
     while error is not None:
@@ -163,7 +158,7 @@ class InferMuxError(Exception):
     attempts: tuple[FailedAttempt, ...] = ()
     upstream_status: int | None = None  # of the vendor's last answer
     hint = ""  # what the operator can do; not shown to anonymous clients
-    cause = ""  # such as "connection refused"; likewise
+    cause = ""  # likewise, in words of ours alone: "connection refused"
     hook = ""  # the name of the hook that raised it
 
     def __init__(

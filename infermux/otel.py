@@ -72,12 +72,8 @@ class OTLP(Exporter[ReadableSpan]):
         parent = None
         if call.parent_id:  # the last 16 digits, as in mist-go's traceparent
             parent = _context(call.trace_id, call.parent_id[-16:], remote=True)
-        own = _context(call.trace_id, call.span_id)
-        self.put(
-            self._span(
-                call, own, parent, (call.start_ns, call.end_ns), call.error, self._of_call(call)
-            )
-        )
+        own, times = _context(call.trace_id, call.span_id), (call.start_ns, call.end_ns)
+        self.put(self._span(call, own, parent, times, call.error, self._of_call(call)))
         if len(call.attempts) > 1:
             for number, attempt in enumerate(call.attempts, 1):
                 start = moment(call, attempt.started)
@@ -135,27 +131,24 @@ class OTLP(Exporter[ReadableSpan]):
     def _of_call(self, call: Call) -> dict[str, Any]:
         params = call.request.params if isinstance(call.request.params, Mapping) else {}
         limit: Any = params.get("max_completion_tokens", params.get("max_tokens"))
-        temperature: Any = params.get("temperature")
-        usage = call.usage or Usage()
+        if type(limit) is not int or not 0 <= limit < 2**63:
+            limit = None
+        heat: Any = params.get("temperature")
+        heat = float(heat) if type(heat) in (int, float) and abs(heat) < 1e9 else None
+        asked = answered = None
+        if call.answer is not None:
+            asked = _messages(call.request.messages)
+            answered = _messages([{"role": "assistant", "content": call.answer}])
+        usage, ended = call.usage or Usage(), call.finish_reason
         return {
             "gen_ai.provider.name": self._vendors.get(call.provider, _text(call.provider)),
             "gen_ai.request.model": _text(call.request.model),
             "gen_ai.response.model": _text(call.model) if call.attempts else None,
-            "gen_ai.response.finish_reasons": (_text(call.finish_reason),)
-            if call.finish_reason
-            else None,
-            "gen_ai.request.max_tokens": limit
-            if type(limit) is int and 0 <= limit < 2**63
-            else None,
-            "gen_ai.request.temperature": float(temperature)
-            if type(temperature) in (int, float) and abs(temperature) < 1e9
-            else None,
-            "gen_ai.input.messages": _messages(call.request.messages)
-            if call.answer is not None
-            else None,
-            "gen_ai.output.messages": _messages([{"role": "assistant", "content": call.answer}])
-            if call.answer is not None
-            else None,
+            "gen_ai.response.finish_reasons": (_text(ended),) if ended else None,
+            "gen_ai.request.max_tokens": limit,
+            "gen_ai.request.temperature": heat,
+            "gen_ai.input.messages": asked,
+            "gen_ai.output.messages": answered,
             "gen_ai.usage.input_tokens": usage.input_tokens,
             "gen_ai.usage.output_tokens": usage.output_tokens,
             "infermux.cost_usd": call.cost_usd,

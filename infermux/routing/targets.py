@@ -23,7 +23,6 @@ from ..errors import (
     QuotaExhausted,
     StreamIncomplete,
     Unavailable,
-    reason,
 )
 from ..planning import Snapshot, State, takes_turns
 from ..planning.call import Attempt, Call
@@ -123,7 +122,7 @@ class TargetPermit:
 
 def _why(error: ProviderError) -> str:
     """Return what an operator is told of a failure: "503", "connection refused"."""
-    return str(error.upstream_status or reason(error))
+    return str(error.upstream_status or error.cause)
 
 
 class TargetPool:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ...errors import reason
 from ...ledger import MAX_PICO, MAX_TOKENS, AttemptRow, CallRow, Record
 from ...planning import kept
 from ...planning.call import Attempt, Call
@@ -93,7 +92,7 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         int(attempt.assumed),
         _text(usage.service_tier),
         _billed(usage),
-        "" if attempt.error is None else _text(reason(attempt.error)),
+        "" if attempt.error is None else _text(attempt.error.cause),
         _text(call.finish_reason) if final and attempt.error is None else "",
     )
 
