@@ -116,7 +116,6 @@ class Group(Command, click.Group):
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
-    """Return a decorator that makes such a command."""
     return click.command(name, Command)
 
 

@@ -80,7 +80,6 @@ class SecretPool(Secret):
         self.keys = keys
 
     def reveal(self) -> str:
-        """Return the first key."""
         return self.keys[0].reveal()
 
     @property

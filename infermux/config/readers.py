@@ -139,7 +139,6 @@ def money(value: Any, place: str) -> str:
 
 
 def span_seconds(word: str) -> int:
-    """Return the seconds of a length of time that was read."""
     return int(word[:-1]) * _SECONDS[word[-1]]
 
 

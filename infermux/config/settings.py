@@ -414,7 +414,6 @@ class Config:
 
 
 def under_gunicorn() -> bool:
-    """Whether this process is one of gunicorn's."""
     return os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn")
 
 

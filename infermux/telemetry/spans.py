@@ -73,7 +73,7 @@ def span(call: Call) -> TraceSpan:
         attrs["hooks_ms"] = round(call.hooks_ms, 1)
     if len(call.attempts) > 1:  # a single one would repeat the call
         attrs["attempts"] = [_tried(call, attempt) for attempt in call.attempts]
-    if call.answer is not None:  # only if [trace].content is set
+    if call.answer is not None:  # only if [trace].capture_content is set
         attrs["prompt"] = json.dumps(call.request.messages, default=str)[:MAX_CONTENT]
         attrs["completion"] = call.answer[:MAX_CONTENT]
     return TraceSpan(

@@ -34,7 +34,6 @@ def anthropic_blueprint(router: Router, *, caller: Identify | None = None) -> En
 
 
 def messages(api: Api) -> Response:
-    """Respond to /v1/messages, streamed or not."""
     caller = admitted(api)
     wanted, wants_stream = _read(CHAT)
     call = start_call(api, wanted, caller)

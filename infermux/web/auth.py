@@ -200,7 +200,6 @@ def has_cookie(request: Request) -> bool:
 
 
 def is_logged_in(request: Request, key: str, clock: Callable[[], float] = time.time) -> bool:
-    """Return whether the request has a valid cookie."""
     expires, _, rest = request.cookies.get(_COOKIE, "").partition(".")
     nonce, _, signature = rest.partition(".")
     if not (expires.isascii() and expires.isdigit() and len(expires) < 12):
@@ -217,7 +216,6 @@ def log_in(response: Response, request: Request, key: str) -> None:
 
 
 def log_out(response: Response, request: Request) -> None:
-    """Remove the cookie."""
     _set(response, request, "", 0)
 
 

@@ -59,7 +59,6 @@ def _without_key(view: View, api: Api, **arguments: Any) -> Response:
 
 
 def generate(api: Api, ident: str) -> Response:
-    """Respond to generateContent."""
     call = _begin(api, ident, CHAT)
     response = api.router.answer(call)
     return call_response(
@@ -94,7 +93,6 @@ def embed(api: Api, ident: str, *, batch: bool) -> Response:
 
 
 def no_method(api: Api, ident: str) -> Response:
-    """Refuse a method that is not offered."""
     raise NotFound(f"no method {shown(ident.rpartition(':')[2])}: models have {', '.join(METHODS)}")
 
 

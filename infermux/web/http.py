@@ -104,7 +104,6 @@ class BodyRoom:
         self._taken += size
 
     def release(self) -> None:
-        """Free the reserved bytes."""
         taken, self._taken = self._taken, 0
         if taken:
             self._limiter.release(taken)
@@ -121,7 +120,6 @@ class BodyRoom:
 
 
 def body_room() -> BodyRoom:
-    """Return the reservation for the current request's body."""
     room: BodyRoom = request.environ[BODY]
     return room
 
@@ -296,7 +294,6 @@ def json_response(
 
 
 def call_response(call: Call, value: object) -> Response:
-    """Return *value* as the JSON response to *call*."""
     return json_response(value, headers=call_headers(call))
 
 

@@ -115,7 +115,6 @@ def overview(router: Router, span: Span, now: float, service: Mapping[str, str])
 
 
 def recent(ledger: Ledger, span: Span, now: float) -> Activity:
-    """Return the sums of the span's steps."""
     until = int(now) + 1
     found = activity.report(ledger, span.since(now), until, span.step, now)
     if found.unfinished:

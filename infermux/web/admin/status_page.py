@@ -267,7 +267,6 @@ def share(part: float, whole: float) -> str:
 
 
 def moment(seconds: float, form: str = "%H:%M:%S") -> str:
-    """Return a Unix time formatted in UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):{form}}"
 
 

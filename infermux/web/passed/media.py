@@ -109,7 +109,6 @@ def _request(op: str, *, seen: bool) -> InferRequest:
 
 
 def is_multipart() -> bool:
-    """Return whether the request's body is multipart/form-data."""
     return _media()[0] == "multipart/form-data"
 
 
