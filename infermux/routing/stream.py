@@ -209,7 +209,7 @@ def check_draining() -> None:
     """Raise StreamIncomplete if the streams of this process must end now."""
     if _drain.due():
         what = "the server is shutting down; the stream is incomplete"
-        raise having(StreamIncomplete(what), failover=False)
+        raise having(StreamIncomplete(what), failover=False, retryable=False)
 
 
 def drain_with(server: Any, grace: float) -> None:
