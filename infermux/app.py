@@ -79,14 +79,14 @@ def create_app(router: Router | None = None) -> Flask:
     if build.pinned is None and under_gunicorn():
         log.warning(_NOT_OURS)
     app.config.update(settings.server.for_flask)
+    for make in (blueprint, openai_blueprint, anthropic_blueprint, gemini_blueprint):
+        app.register_blueprint(make(router))
     operators = ops_blueprint(
         router,
         lambda: (build.pinned or settings).server.admin_key,
         metrics=lambda: (build.pinned or settings).server.metrics,
         about=lambda: build.summary(build.pinned or settings, router),
     )
-    for make in (blueprint, openai_blueprint, anthropic_blueprint, gemini_blueprint):
-        app.register_blueprint(make(router))
     app.register_blueprint(operators)
     index = Api("index", router, plain_error)
     app.register_blueprint(endpoints("infermux_index", index, [("GET", "/", _index)]))

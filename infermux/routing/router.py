@@ -28,6 +28,7 @@ from ..admission import Admission
 from ..admission.keys import Keyring
 from ..errors import (
     BudgetExceeded,
+    ClientGone,
     InferMuxError,
     NoHealthyProvider,
     Paced,
@@ -119,7 +120,6 @@ class Router:
 
     @property
     def ledger(self) -> Ledger | None:
-        """The ledger, or None."""
         return self.accounting.ledger
 
     # -- calls --
@@ -435,7 +435,8 @@ class Router:
         call.ended = time.monotonic()
         if error is not None:
             if not isinstance(error, InferMuxError):
-                error = InferMuxError("the call was interrupted")
+                kind = InferMuxError if isinstance(error, Exception) else ClientGone  # such as ^C
+                error = kind("the call was interrupted")
             call.error = error.failure
             call.describe(error)
         self.admission.release(call)
@@ -447,7 +448,13 @@ class Router:
             except Exception:
                 log.exception("an observer failed")
 
+    def __enter__(self) -> Router:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Close the ledger and the providers."""
+        """Close the ledger and the providers; `with` does it at the end."""
         for each in (self.ledger, *[member.provider for member in self.registry]):
             getattr(each, "close", lambda: None)()

@@ -113,6 +113,24 @@ def test_with_ends_a_stream_and_records_it_once(tmp_path: Path) -> None:
         router.close()
 
 
+def test_with_closes_a_router(tmp_path: Path) -> None:
+    with load({"INFERMUX_LEDGER__PATH": str(tmp_path / "calls.db")}) as router:
+        assert router.infer("Hi", model="echo").content == "echo: Hi"
+    assert not (tmp_path / "calls.db-wal").exists()  # the last connection to the file removes it
+
+
+def test_an_interrupt_is_no_error_of_the_server(tmp_path: Path) -> None:
+    class Slow(EchoProvider):
+        def infer(self, *_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    ledger = SQLiteLedger(tmp_path / "calls.db")
+    with Router([Slow()], ledger=ledger) as router, pytest.raises(KeyboardInterrupt):
+        router.infer("Hi", model="echo-v1")
+    (row,) = ledger.rows()
+    assert (row.call.status, row.call.error_code) == ("499", "client_closed")
+
+
 def test_a_budget_is_dollars_and_belongs_to_its_caller(tmp_path: Path) -> None:
     own = Budget(usd="5.00", per="day")
     assert (own.limit_pico, own.period, own.then) == (5 * 10**12, "day", "reject")
