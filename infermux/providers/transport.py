@@ -117,8 +117,7 @@ class DeadlineReader(io.RawIOBase):
                 size: int = self._sock.recv_into(buffer)
             except (TimeoutError, BlockingIOError):
                 continue
-            if size:  # the end of a kept connection is not the first byte of a response
-                exchange.received = True
+            exchange.received |= size > 0  # the end of a kept connection is no response
             return size
         raise TimeoutError("no byte in time")
 
@@ -342,9 +341,8 @@ class _Connection(HTTPConnection):
         if self.is_closed:
             self.connect()
         exchange = _current.exchange
-        exchange.sent = True
+        exchange.sent, self._head = True, b"" if isinstance(body, bytes) and body else None
         self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
-        self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)
         except TimeoutError as error:  # urllib3 would report a broken connection
