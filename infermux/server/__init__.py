@@ -50,6 +50,9 @@ def load() -> dict[str, Any]:
     gunicorn's master calls this at the start and at each HUP; workers inherit the configuration.
     An invalid configuration stops a start; at a HUP the old one stays in use.
     """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a closed standard file, whose place another would take, and get the log
+    os.close(free)
     shared_memory.share()
     before, build.pinned = build.pinned, None
     try:
