@@ -272,8 +272,6 @@ class _Latency:
     without a sample it is unknown.
     """
 
-    __slots__ = ("_at", "_value", "_window", "samples")
-
     def __init__(self, window: float) -> None:
         self._window = window
         self._value, self._at = 0.0, -math.inf

@@ -69,8 +69,6 @@ _ALL_SAID = Unsaid()
 class TargetPermit:
     """The permission for one request to a target; its end is reported to the breaker."""
 
-    __slots__ = ("_breaker", "_ended", "_limiter", "_permit", "_retries")
-
     def __init__(
         self,
         breaker: CircuitBreaker,
