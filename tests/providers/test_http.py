@@ -869,7 +869,16 @@ def test_a_refusal_that_the_vendor_takes_back_is_asked_again(vendor: Make, provi
 @pytest.mark.parametrize("status", [429, 503, 529])
 def test_how_long_to_wait_is_kept(vendor: Make, provider: Make, ask: Any, status: int) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    fields = [{"Retry-After": "7"}, {"rEtRy-aFtEr": later}, {"Retry-After": "nonsense"}]
+    past = [
+        format_datetime(datetime.now(UTC) - timedelta(seconds=seconds), usegmt=True)
+        for seconds in (86_400, 86_391)
+    ]
+    fields = [
+        {"Retry-After": "7"},
+        {"rEtRy-aFtEr": later},
+        {"Retry-After": "nonsense"},
+        {"Date": past[0], "Retry-After": past[1]},  # our clock is not the vendor's
+    ]
     waits = [
         failure(ask, provider(vendor(answers(answer(status, WORDS, each))))).retry_after
         for each in fields
@@ -877,6 +886,7 @@ def test_how_long_to_wait_is_kept(vendor: Make, provider: Make, ask: Any, status
     assert waits[0] == 7
     assert 40 < (waits[1] or 0) <= 61
     assert waits[2] in (None, ProviderRateLimited.retry_after)
+    assert waits[3] == 9
 
 
 # -- what must not leak ----------------------------------------------------------------------------
