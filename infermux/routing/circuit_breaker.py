@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from ..types import Clock
 
@@ -44,7 +44,7 @@ class BreakerState(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Permit:
-    """The permission for one call; succeeded, failed, neutral or the end of `with` ends it."""
+    """The permission for one call; succeeded, failed or neutral ends it."""
 
     _breaker: CircuitBreaker
     _changes: int  # of the circuit's state, before this call
@@ -66,12 +66,6 @@ class Permit:
     def neutral(self) -> None:
         """Record an end that says nothing about the provider: 4xx, 429, a client that left."""
         self._breaker._end(self, failed=None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.neutral()
 
 
 @dataclass(eq=False, kw_only=True)
