@@ -16,7 +16,7 @@ from requests import PreparedRequest
 
 from ..config.schema import Secret, url
 from ..config.settings import Timeouts
-from ..dialects import Dialect
+from ..dialects import Dialect, retry_after
 from ..dialects import obj as as_object
 from ..dialects.blocks import whole
 from ..dialects.calls import fitted
@@ -50,6 +50,7 @@ MAX_STREAM = 4  # times the size of one response, for one stream
 HEARTBEAT_SECONDS = 10.0  # the longest silence of a stream before a heartbeat goes to the client
 MAX_ERROR_BODY = 1024 * 1024  # bytes that are read of an error
 MAX_SECRETS = 1000  # values of keys that are redacted
+MAX_WAIT = 60.0  # seconds that any error may ask to wait for, as by the official SDKs
 MAX_RESTING = 1000  # models whose used limit is remembered
 DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to reuse its connection
 # headers with a vendor's id of a request, the best one first
@@ -345,6 +346,9 @@ class HTTPProvider(Provider):
     def _failure(self, answer: Answer, data: bytes) -> ProviderError:
         error = self.dialect.decode_error(answer.status_code, answer.headers, data)
         error.upstream_status = answer.status_code
+        wait = retry_after(answer.headers)
+        if error.retry_after is None and wait and wait <= MAX_WAIT:
+            error.retry_after = wait
         if (said := answer.headers.get("x-should-retry")) in ("true", "false"):
             error.retryable = said == "true"
         return error

@@ -433,8 +433,9 @@ class Adapter(HTTPAdapter):
         """Return the answer, read up to its body; if a kept connection was dead, try a new one."""
         try:
             answer = self._post(request, exchange)
-            if exchange.is_fresh or answer.status_code != 408:  # said to an idle connection
-                return answer
+            ends = answer.headers.get("connection", "").lower() == "close"
+            if exchange.is_fresh or not ends or answer.status_code != 408:
+                return answer  # else it was said to an idle connection
             answer.raw.close()
         except ConnectionFailed as error:
             if exchange.is_fresh or exchange.received:
