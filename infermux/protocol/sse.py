@@ -24,8 +24,6 @@ class Event(NamedTuple):
 class Parser:
     """Splits bytes, which come in pieces of any size, into events; lines end in LF, CR LF or CR."""
 
-    __slots__ = ("_cr", "_data", "_name", "_rest", "_size")
-
     def __init__(self) -> None:
         self._rest = bytearray()  # an unfinished line
         self._data: list[bytes] = []
