@@ -313,7 +313,9 @@ class HTTPProvider(Provider):
         if request.upstream_ids is not None and (ident := self._upstream_id(answer.headers)):
             request.upstream_ids.append(ident)
         if seconds := used_up(answer.headers):
-            self._rest(request.model, seconds)
+            if len(self.resting) >= MAX_RESTING:
+                self.resting.clear()  # callers can name any number of models
+            self.resting[request.model] = time.monotonic() + seconds
         if not 200 <= answer.status_code < 300:
             data = b""
             if answer.status_code >= 400:
@@ -322,12 +324,6 @@ class HTTPProvider(Provider):
             answer.raw.close()
             raise self._failure(answer, data)  # a name for it here would be a cycle with this frame
         return answer
-
-    def _rest(self, model: str, seconds: float) -> None:
-        """Note that a model's limit is used up."""
-        if len(self.resting) >= MAX_RESTING:
-            self.resting.clear()  # callers can name any number of models
-        self.resting[model] = time.monotonic() + seconds
 
     def _upstream_id(self, headers: Mapping[str, str]) -> str:
         """Return the vendor's own id of a request, or "" if it has none that may be shown."""

@@ -6,6 +6,7 @@ A call holds a thread, mostly waiting, for up to a minute, so a worker has many 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -278,11 +279,13 @@ def _mask_stop_signals(how: int) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Send queued spans and records when a worker exits; spans of its last threads follow."""
+    """Send queued spans and records when a worker exits."""
     status.send_copies()
-    flush_all()
+    left = flush_all()
     alerts.leave()
     status.stop()
+    atexit.unregister(flush_all)
+    atexit.register(flush_all, left)  # for the spans of the last threads
 
 
 def run(addr: str, certfile: str | None = None, keyfile: str | None = None) -> None:
