@@ -217,16 +217,14 @@ class HTTPProvider(Provider):
             request = settled(request, self._params, {})
         if request.forced is not None:
             request = passing.unforced(request) or placed(request, self._speaks(request))
-        return without_reasoning(request) if self._lacks_reasoning(model) else request
+        none = self._thoughtless  # the pattern of models that have no reasoning
+        if "reasoning" in self.unsupported.get(model, ()) or (none and none.match(model[:200])):
+            return without_reasoning(request)
+        return request
 
     def _patience(self, request: InferRequest) -> Timeouts:
         own = request.timeouts
         return self.timeouts if own is None else replace(self.timeouts, **own)
-
-    def _lacks_reasoning(self, model: str) -> bool:
-        """Return whether a model has no reasoning, by the configuration or the preset."""
-        pattern, lacking = self._thoughtless, self.unsupported.get(model, ())
-        return "reasoning" in lacking or bool(pattern and pattern.match(model[:200]))
 
     def _sent(
         self, request: InferRequest, exchange: Exchange, *, stream: bool
@@ -402,6 +400,8 @@ class HTTPProvider(Provider):
             chunks = dialect.decode_events(self._events(body, exchange, parser()), request)
             billed = getattr(dialect, "billed", None)
             return chunks if billed is None else (billed(each, answer.headers) for each in chunks)
+        exchange.max_silence = silence = exchange.timeouts.first_byte
+        exchange.timeouts = replace(exchange.timeouts, idle=silence)
         data = self._read(answer, exchange, body=body)
         check_size(data, exchange)
         return whole(dialect.decode_response(data, request))
