@@ -70,8 +70,7 @@ class Exporter(Generic[Item]):
             self._drop(1)
             return
         self._queue.append(item)
-        if not self._arrived.is_set():
-            self._arrived.set()
+        self._arrived.set()
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until all items are sent; return whether that took at most *seconds*."""
