@@ -68,7 +68,7 @@ class Parser:
                 events.append(Event(b"\n".join(self._data), self._name))
             self._data, self._name, self._size = [], b"", 0
             return
-        field, _, value = line.removeprefix(_MARK).partition(b":")
+        field, _, value = line.lstrip(_MARK).partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)

@@ -107,7 +107,7 @@ class DeadlineReader(io.RawIOBase):
             raise TimeoutError("no time is left")
         if patience is not None and patience < wait:
             wait = patience
-        for part in deadline.slices(wait):
+        for part in (wait,) if deadline.on_wait is None else deadline.slices(wait):
             try:
                 if not self._by_kernel:
                     self._sock.settimeout(part)

@@ -95,11 +95,12 @@ class CircuitBreaker:
         """Return the permission for one call, or None; *force* overrides all but an operator."""
         with self._lock:
             permit = Permit(self, self.changes)
-            refused = self._wait(self.clock()) > 0
-            if refused and (self.forced_open or not force):
-                return None
-            if self._is_open and not refused:
-                self._probe = permit
+            if self._is_open or self._cool_until > -math.inf:
+                refused = self._wait(self.clock()) > 0
+                if refused and (self.forced_open or not force):
+                    return None
+                if self._is_open and not refused:
+                    self._probe = permit
             self.in_flight += 1
             return permit
 
