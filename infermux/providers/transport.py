@@ -428,7 +428,7 @@ class Adapter(HTTPAdapter):
         try:
             answer = self._post(request, exchange)
             ends = answer.headers.get("connection", "").lower() == "close"
-            if exchange.is_fresh or not ends or answer.status_code != 408:
+            if answer.status_code != 408 or not ends or exchange.is_fresh:
                 return answer  # else it was said to an idle connection
             answer.raw.close()
         except ConnectionFailed as error:

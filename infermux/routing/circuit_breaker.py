@@ -122,6 +122,8 @@ class CircuitBreaker:
 
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
+        if not self._is_open and self._cool_until == -math.inf:
+            return None  # without the lock
         with self._lock:
             return self._refusal(self.clock())
 
