@@ -363,7 +363,7 @@ class Service:
 
     def _listening(self) -> re.Match[str] | None:
         assert self.process.poll() is None, f"the service ended:\n{self.log}"
-        return re.search(r"Listening at: https?://127\.0\.0\.1:(\d+)", self.log)
+        return re.search(r"istening (?:at:|on) https?://127\.0\.0\.1:(\d+)", self.log)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, f"the service ended:\n{self.log}"

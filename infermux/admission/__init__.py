@@ -23,8 +23,6 @@ FULL = "the service is at capacity; retry shortly"
 class ConcurrencyLimiter:
     """Limits how many calls, open streams or bytes of bodies there are at a time."""
 
-    __slots__ = ("_lock", "_used", "limit")
-
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0

@@ -367,13 +367,22 @@ def with_native(
 
 
 def retry_after(headers: Headers) -> float | None:
-    """Return the seconds to wait from Retry-After (RFC 9110, 10.2.3) or retry-after-ms, or None."""
+    """Return the seconds to wait from Retry-After (RFC 9110, 10.2.3) or retry-after-ms, or None.
+
+    A date counts from the vendor's own Date, as clocks differ.
+    """
     milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
     for number, unit in ((milliseconds, 1000), (value, 1)):
         if number.isascii() and number.replace(".", "", 1).isdigit() and float(number) > 0:
             return min(float(number) / unit, MAX_RETRY_AFTER_SECONDS)
+    until, now = _moment(value), _moment(headers.get("date", ""))
+    if until is None:
+        return None
+    return min(max(0.0, until - (now or time.time())), MAX_RETRY_AFTER_SECONDS)
+
+
+def _moment(date: str) -> float | None:
     try:
-        left = parsedate_to_datetime(value).timestamp() - time.time()
+        return parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-    return min(max(0.0, left), MAX_RETRY_AFTER_SECONDS)

@@ -24,8 +24,6 @@ class Event(NamedTuple):
 class Parser:
     """Splits bytes, which come in pieces of any size, into events; lines end in LF, CR LF or CR."""
 
-    __slots__ = ("_cr", "_data", "_name", "_rest", "_size")
-
     def __init__(self) -> None:
         self._rest = bytearray()  # an unfinished line
         self._data: list[bytes] = []
@@ -70,7 +68,7 @@ class Parser:
                 events.append(Event(b"\n".join(self._data), self._name))
             self._data, self._name, self._size = [], b"", 0
             return
-        field, _, value = line.removeprefix(_MARK).partition(b":")
+        field, _, value = line.lstrip(_MARK).partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)

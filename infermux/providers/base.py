@@ -166,8 +166,6 @@ def validated(response: object) -> InferResponse:
 class ProviderGuard:
     """A context that turns exceptions of other code into ours, with `provider_failed`."""
 
-    __slots__ = ("_name",)
-
     def __init__(self, name: str) -> None:
         self._name = name
 

@@ -71,8 +71,7 @@ def mapped(error: BaseException, *, sent: bool = True, received: bool = False) -
         each.__traceback__ = None
     if is_shortage(error):
         return Overloaded(OUT_OF_RESOURCES)
-    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
-    failed = _mapped(error, refused=refused, received=received)
+    failed = _mapped(error, received=received)
     failed.sent = sent
     failed.cause = _cause(error)
     return failed
@@ -112,7 +111,8 @@ def _chain(error: object) -> Iterator[BaseException]:
         error = next((each for each in wrapped if isinstance(each, BaseException)), None)
 
 
-def _mapped(error: BaseException, *, refused: bool, received: bool) -> ProviderError:
+def _mapped(error: BaseException, *, received: bool) -> ProviderError:
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
     if isinstance(error, _TIMEOUTS) and not refused:
         return ProviderTimeout("the provider did not answer in time")
     if isinstance(error, _TLS) and not received:

@@ -16,7 +16,7 @@ from requests import PreparedRequest
 
 from ..config.schema import Secret, url
 from ..config.settings import Timeouts
-from ..dialects import Dialect
+from ..dialects import Dialect, retry_after
 from ..dialects import obj as as_object
 from ..dialects.blocks import whole
 from ..dialects.calls import fitted
@@ -50,6 +50,7 @@ MAX_STREAM = 4  # times the size of one response, for one stream
 HEARTBEAT_SECONDS = 10.0  # the longest silence of a stream before a heartbeat goes to the client
 MAX_ERROR_BODY = 1024 * 1024  # bytes that are read of an error
 MAX_SECRETS = 1000  # values of keys that are redacted
+MAX_WAIT = 60.0  # seconds that any error may ask to wait for, as by the official SDKs
 MAX_RESTING = 1000  # models whose used limit is remembered
 DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to reuse its connection
 # headers with a vendor's id of a request, the best one first
@@ -216,16 +217,14 @@ class HTTPProvider(Provider):
             request = settled(request, self._params, {})
         if request.forced is not None:
             request = passing.unforced(request) or placed(request, self._speaks(request))
-        return without_reasoning(request) if self._lacks_reasoning(model) else request
+        none = self._thoughtless  # the pattern of models that have no reasoning
+        if "reasoning" in self.unsupported.get(model, ()) or (none and none.match(model[:200])):
+            return without_reasoning(request)
+        return request
 
     def _patience(self, request: InferRequest) -> Timeouts:
         own = request.timeouts
         return self.timeouts if own is None else replace(self.timeouts, **own)
-
-    def _lacks_reasoning(self, model: str) -> bool:
-        """Return whether a model has no reasoning, by the configuration or the preset."""
-        pattern, lacking = self._thoughtless, self.unsupported.get(model, ())
-        return "reasoning" in lacking or bool(pattern and pattern.match(model[:200]))
 
     def _sent(
         self, request: InferRequest, exchange: Exchange, *, stream: bool
@@ -312,7 +311,9 @@ class HTTPProvider(Provider):
         if request.upstream_ids is not None and (ident := self._upstream_id(answer.headers)):
             request.upstream_ids.append(ident)
         if seconds := used_up(answer.headers):
-            self._rest(request.model, seconds)
+            if len(self.resting) >= MAX_RESTING:
+                self.resting.clear()  # callers can name any number of models
+            self.resting[request.model] = time.monotonic() + seconds
         if not 200 <= answer.status_code < 300:
             data = b""
             if answer.status_code >= 400:
@@ -321,12 +322,6 @@ class HTTPProvider(Provider):
             answer.raw.close()
             raise self._failure(answer, data)  # a name for it here would be a cycle with this frame
         return answer
-
-    def _rest(self, model: str, seconds: float) -> None:
-        """Note that a model's limit is used up."""
-        if len(self.resting) >= MAX_RESTING:
-            self.resting.clear()  # callers can name any number of models
-        self.resting[model] = time.monotonic() + seconds
 
     def _upstream_id(self, headers: Mapping[str, str]) -> str:
         """Return the vendor's own id of a request, or "" if it has none that may be shown."""
@@ -345,6 +340,9 @@ class HTTPProvider(Provider):
     def _failure(self, answer: Answer, data: bytes) -> ProviderError:
         error = self.dialect.decode_error(answer.status_code, answer.headers, data)
         error.upstream_status = answer.status_code
+        wait = retry_after(answer.headers)
+        if error.retry_after is None and wait and wait <= MAX_WAIT:
+            error.retry_after = wait
         if (said := answer.headers.get("x-should-retry")) in ("true", "false"):
             error.retryable = said == "true"
         return error
@@ -402,6 +400,8 @@ class HTTPProvider(Provider):
             chunks = dialect.decode_events(self._events(body, exchange, parser()), request)
             billed = getattr(dialect, "billed", None)
             return chunks if billed is None else (billed(each, answer.headers) for each in chunks)
+        exchange.max_silence = silence = exchange.timeouts.first_byte
+        exchange.timeouts = replace(exchange.timeouts, idle=silence)
         data = self._read(answer, exchange, body=body)
         check_size(data, exchange)
         return whole(dialect.decode_response(data, request))

@@ -117,8 +117,7 @@ class DeadlineReader(io.RawIOBase):
                 size: int = self._sock.recv_into(buffer)
             except (TimeoutError, BlockingIOError):
                 continue
-            if size:  # the end of a kept connection is not the first byte of a response
-                exchange.received = True
+            exchange.received |= size > 0  # the end of a kept connection is no response
             return size
         raise TimeoutError("no byte in time")
 
@@ -342,9 +341,8 @@ class _Connection(HTTPConnection):
         if self.is_closed:
             self.connect()
         exchange = _current.exchange
-        exchange.sent = True
+        exchange.sent, self._head = True, b"" if isinstance(body, bytes) and body else None
         self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
-        self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)
         except TimeoutError as error:  # urllib3 would report a broken connection
@@ -422,12 +420,6 @@ class Adapter(HTTPAdapter):
             self._pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
         return self._pool
 
-    def request_url(self, request: PreparedRequest, proxies: Any) -> str:
-        if proxies:
-            return super().request_url(request, proxies)
-        url = request.url or ""
-        return url[url.find("/", len("https://")) :]  # requests would split it four times
-
     def build_response(self, req: PreparedRequest, resp: Any) -> Any:
         return Answer(resp.status, resp.headers, resp, req)
 
@@ -435,8 +427,9 @@ class Adapter(HTTPAdapter):
         """Return the answer, read up to its body; if a kept connection was dead, try a new one."""
         try:
             answer = self._post(request, exchange)
-            if exchange.is_fresh or answer.status_code != 408:  # said to an idle connection
-                return answer
+            ends = answer.headers.get("connection", "").lower() == "close"
+            if answer.status_code != 408 or not ends or exchange.is_fresh:
+                return answer  # else it was said to an idle connection
             answer.raw.close()
         except ConnectionFailed as error:
             if exchange.is_fresh or exchange.received:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from ..types import Clock
 
@@ -44,7 +44,7 @@ class BreakerState(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Permit:
-    """The permission for one call; succeeded, failed, neutral or the end of `with` ends it."""
+    """The permission for one call; succeeded, failed or neutral ends it."""
 
     _breaker: CircuitBreaker
     _changes: int  # of the circuit's state, before this call
@@ -66,12 +66,6 @@ class Permit:
     def neutral(self) -> None:
         """Record an end that says nothing about the provider: 4xx, 429, a client that left."""
         self._breaker._end(self, failed=None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.neutral()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -128,6 +122,8 @@ class CircuitBreaker:
 
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
+        if not self._is_open and self._cool_until == -math.inf:
+            return None  # without the lock
         with self._lock:
             return self._refusal(self.clock())
 
@@ -271,8 +267,6 @@ class _Latency:
     It also decays without samples, so that an avoided target is tried again; after *window* seconds
     without a sample it is unknown.
     """
-
-    __slots__ = ("_at", "_value", "_window", "samples")
 
     def __init__(self, window: float) -> None:
         self._window = window

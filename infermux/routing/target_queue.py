@@ -23,8 +23,6 @@ class TargetQueue:
     Targets that must wait for their provider's rate come last, the shortest wait first.
     """
 
-    __slots__ = ("_left", "_paced")
-
     def __init__(self, targets: Iterable[Target]) -> None:
         self._left = deque((target, 0.0) for target in targets)
         self._paced: dict[Target, float] = {}  # seconds until each may be sent a request

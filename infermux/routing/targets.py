@@ -62,14 +62,11 @@ _ABILITIES = {  # each with a request that takes it
     "PDF": InferRequest(messages=_user("file", _FILE)),
     "structured output": InferRequest(params={"response_format": _FORMAT}),
 }
-_NOTHING_KNOWN = Snapshot()
 _ALL_SAID = Unsaid()
 
 
 class TargetPermit:
     """The permission for one request to a target; its end is reported to the breaker."""
-
-    __slots__ = ("_breaker", "_ended", "_limiter", "_permit", "_retries")
 
     def __init__(
         self,
@@ -293,8 +290,6 @@ class TargetPool:
             partial = ()
         if len(targets) > 1:  # the only one is asked all the same: the vendor decides
             partial += tuple(target for target in targets if self.resting(target))
-        if not (ordered or unfit or refused or partial):
-            return _NOTHING_KNOWN
         state = self._state(targets, request, cursor, size, session) if ordered else State()
         return Snapshot(state, unfit, refused, partial)
 

@@ -6,6 +6,7 @@ A call holds a thread, mostly waiting, for up to a minute, so a worker has many 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -50,6 +51,9 @@ def load() -> dict[str, Any]:
     gunicorn's master calls this at the start and at each HUP; workers inherit the configuration.
     An invalid configuration stops a start; at a HUP the old one stays in use.
     """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a closed standard file, whose place another would take, and get the log
+    os.close(free)
     shared_memory.share()
     before, build.pinned = build.pinned, None
     try:
@@ -275,11 +279,13 @@ def _mask_stop_signals(how: int) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Send queued spans and records when a worker exits; spans of its last threads follow."""
+    """Send queued spans and records when a worker exits."""
     status.send_copies()
-    flush_all()
+    left = flush_all()
     alerts.leave()
     status.stop()
+    atexit.unregister(flush_all)
+    atexit.register(flush_all, left)  # for the spans of the last threads
 
 
 def run(addr: str, certfile: str | None = None, keyfile: str | None = None) -> None:

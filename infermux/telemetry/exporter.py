@@ -70,8 +70,7 @@ class Exporter(Generic[Item]):
             self._drop(1)
             return
         self._queue.append(item)
-        if not self._arrived.is_set():
-            self._arrived.set()
+        self._arrived.set()
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until all items are sent; return whether that took at most *seconds*."""
@@ -131,11 +130,12 @@ class Exporter(Generic[Item]):
             log.warning("%s: they are dropped and counted", self._complaint)
 
 
-def flush_all(seconds: float = FLUSH_SECONDS) -> None:
-    """Flush every exporter of this process, in at most *seconds* in total."""
+def flush_all(seconds: float = FLUSH_SECONDS) -> float:
+    """Flush every exporter of this process, in at most *seconds*; return those that are left."""
     end = time.monotonic() + seconds
     for exporter in list(_exporters):
         exporter.flush(max(0.0, end - time.monotonic()))
+    return max(0.0, end - time.monotonic())
 
 
 def dropped() -> int:

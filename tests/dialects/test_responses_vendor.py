@@ -117,7 +117,8 @@ def test_a_recorded_response_is_read_as_expected(exchange: dict[str, Any]) -> No
 @pytest.mark.parametrize("how", ["whole", "line", "random", "crlf", "byte"])
 @pytest.mark.parametrize("exchange", STREAMS, ids=name_of)
 def test_a_recorded_stream_is_read_as_expected(exchange: dict[str, Any], how: str) -> None:
-    check(folded(parsed(split(bytes_of(exchange), how))), exchange["expected"])
+    events = [*parsed(split(bytes_of(exchange), how)), Event(b"[DONE] ")]
+    check(folded(events), exchange["expected"])
 
 
 @pytest.mark.parametrize("exchange", STREAMS, ids=name_of)

@@ -31,6 +31,7 @@ FEEDS = [
     ("data: \u2028é\x85\n\n".encode(), [Event("\u2028é\x85".encode())]),
     (b"data: \xff\xfe\n\n", [Event(b"\xff\xfe")]),
     (b"\xef\xbb\xbfdata: a\n\n", [Event(b"a")]),
+    (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", [Event(b"a")]),
     pytest.param(
         b"\xef\xbb\xbfevent: x\ndata: a\n\n",
         [Event(b"a", b"x")],

@@ -866,10 +866,20 @@ def test_a_refusal_that_the_vendor_takes_back_is_asked_again(vendor: Make, provi
 
 
 @WAYS
-@pytest.mark.parametrize("status", [429, 503, 529])
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503, 520, 529])
 def test_how_long_to_wait_is_kept(vendor: Make, provider: Make, ask: Any, status: int) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    fields = [{"Retry-After": "7"}, {"rEtRy-aFtEr": later}, {"Retry-After": "nonsense"}]
+    past = [
+        format_datetime(datetime.now(UTC) - timedelta(seconds=seconds), usegmt=True)
+        for seconds in (86_400, 86_391)
+    ]
+    fields = [
+        {"Retry-After": "7"},
+        {"rEtRy-aFtEr": later},
+        {"Retry-After": "nonsense"},
+        {"Date": past[0], "Retry-After": past[1]},  # our clock is not the vendor's
+        {"Retry-After": "300"},
+    ]
     waits = [
         failure(ask, provider(vendor(answers(answer(status, WORDS, each))))).retry_after
         for each in fields
@@ -877,6 +887,7 @@ def test_how_long_to_wait_is_kept(vendor: Make, provider: Make, ask: Any, status
     assert waits[0] == 7
     assert 40 < (waits[1] or 0) <= 61
     assert waits[2] in (None, ProviderRateLimited.retry_after)
+    assert waits[3:] == [9, 300 if status in (429, 503, 529) else None]
 
 
 # -- what must not leak ----------------------------------------------------------------------------
@@ -1281,6 +1292,14 @@ def test_but_only_once(vendor: Make, provider: Make, ask: Any, end: Any) -> None
     check_good(ask(mine))
     assert isinstance(failure(ask, mine), ProviderUnavailable)
     assert [sent.connection for sent in at.requests] == [0, 0, 1]
+
+
+def test_a_timeout_that_an_application_tells_is_an_answer(vendor: Make, provider: Make) -> None:
+    at = vendor(answers(OK, answer(408)))
+    mine = provider(at)
+    check_good(infer(mine))
+    assert isinstance(failure(infer, mine), ProviderTimeout)
+    assert len(at.requests) == 2
 
 
 @WAYS

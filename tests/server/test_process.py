@@ -19,7 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Answer, Scripted, Service, TokenTrace, Vendor, eventually, nobody, run, script
+from support import (
+    HELLO,
+    Answer,
+    Scripted,
+    Service,
+    TokenTrace,
+    Vendor,
+    eventually,
+    nobody,
+    run,
+    script,
+)
 
 from infermux.ledger.sqlite import SQLiteLedger
 
@@ -428,6 +439,29 @@ def test_a_call_that_ends_after_its_worker_was_told_to_quit_has_its_span(stand: 
         with contextlib.suppress(OSError, http.client.HTTPException):
             held.result()
         stand.tokentrace.wait(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_a_log_that_is_closed_is_written_nowhere_else(closed: str) -> None:
+    """The next file that is opened would take the place of standard error."""
+    command = [
+        "sh",
+        "-c",
+        f'exec "$@" {closed}',
+        "sh",
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "wsgi:app",
+    ]
+    with Service(command=command) as service:
+        for _ in range(500):
+            assert service.ask("/infer", {"model": "n" * 100, "messages": []}).status == 400
+        made = service.ask("/v1/chat/completions", HELLO)
+        assert made.status == 200
+        counts = service.ask("/metrics").data.decode()
+        assert 'model="echo-v1",status="200"} 1\n' in counts and 'status="400"} 500\n' in counts
 
 
 def status_of_held(stand: Stand) -> int:

@@ -181,14 +181,15 @@ def _completed(event: bytes, summary: JSON) -> bytes:
     """Return an event with the call's summary added, and the cost in its usage if it has one."""
     if not event:
         return b""
+    head, data, text = event.partition(b"data: ")
     try:
-        body = strict_json.document(event.removeprefix(b"data: "))
+        body = strict_json.document(text)
     except ValueError:  # a vendor's JSON that is not strict, such as with a name twice
         return event
     new: JSON = {"infermux": summary}
     if isinstance(body.value.get("usage"), dict) and summary.get("cost_usd") is not None:
         new["usage"] = {"cost": summary["cost_usd"]} | body.value["usage"]
-    return b"data: " + body.replaced(new) + b"\n\n"
+    return head + data + body.replaced(new) + b"\n\n"
 
 
 def _event(body: JSON) -> bytes:

@@ -158,7 +158,7 @@ class Responses:
         for event in events:
             if event is None or not event.data:
                 yield HEARTBEAT
-            elif event.data != DONE:  # OpenRouter
+            elif not event.data.startswith(DONE):  # OpenRouter
                 yield from reader.read(event)
         if not reader.finished:
             raise StreamIncomplete(NO_TERMINATOR)
