@@ -340,11 +340,11 @@ class HTTPProvider(Provider):
     def _failure(self, answer: Answer, data: bytes) -> ProviderError:
         error = self.dialect.decode_error(answer.status_code, answer.headers, data)
         error.upstream_status = answer.status_code
-        wait = retry_after(answer.headers)
-        if error.retry_after is None and wait and wait <= MAX_WAIT:
-            error.retry_after = wait
         if (said := answer.headers.get("x-should-retry")) in ("true", "false"):
             error.retryable = said == "true"
+        wait = retry_after(answer.headers) if error.failover else None  # not the caller's fault
+        if error.retry_after is None and wait and wait <= MAX_WAIT:
+            error.retry_after = wait
         return error
 
     def _read(
