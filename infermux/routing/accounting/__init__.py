@@ -290,7 +290,6 @@ class Accounting:
         call.finish_reason = answer.finish_reason
         if self._content:
             call.answer = answer.text
-        usage = answer.usage or _NO_USAGE
         if call.request.op in UNBILLED:
             self._settled(call, attempt, answer.response("", ""))
             return
@@ -299,7 +298,7 @@ class Accounting:
             given = {told: own for own, told in (call.ids or {}).items()}
             self._keep_hold(call, attempt, given.get(answer.id, ""))
             return
-        usage = _completed(call.request, answer.text, usage)
+        usage = _completed(call.request, answer.text, answer.usage or _NO_USAGE)
         if not answer.finish_reason:  # cut off: the vendor's count lacks the last words
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
@@ -407,8 +406,7 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     uncached = replace(
         usage, cached_input_tokens=None, cache_write_tokens=None, cache_write_1h_tokens=None
     )
-    costs = [cost(each, price, service_tier=each.service_tier) for each in (uncached, usage)]
-    without, real = costs
+    without, real = (cost(each, price) for each in (uncached, usage))
     if without is None or real is None:
         return None
     return max(-MAX_PICO, min(without - real, MAX_PICO))
