@@ -14,15 +14,16 @@ from functools import partial
 from psycopg import Rollback, errors
 
 from .. import LedgerUnavailable, rollups
-from ..periods import DAY, SLOT, midnight, start, step_name
+from ..periods import DAY, midnight
 from ..rollups import (
     DAY_NS,
     PRUNED,
     ROLLED,
     Database,
     day_rows,
-    days_with_calls,
+    needed_from,
     roll_day,
+    steps_with_calls,
     store_rows,
 )
 from ..stores import Ask
@@ -62,16 +63,14 @@ def first_kept(before: float) -> float:
 def prune(database: Database, run: Run, before: float, told: Callable[[int], None]) -> int:
     """See `PostgresLedger.prune`."""
     end, count = int(first_kept(before) // DAY), 0
-    days = database.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
+    days = database.snapshot(lambda ask: list(steps_with_calls(ask, 0, end * DAY_NS)))
     [[owned]] = run(lambda link: link.execute(_OWNED).fetchall())
     for month in sorted({month_of(day * DAY) for day in days}):
         count += _remove(database, run, month, owned)
         told(count)
     if owned:
         run(partial(_drop_empty, end))
-    # budgets need the current month, in every time zone
-    slot = int(start("month", end * DAY) - 2 * DAY) // SLOT
-    oldest = step_name("day", end * DAY - 2 * DAY)[:7]
+    slot, oldest = needed_from(end)
 
     def thin(link: Link) -> None:
         with link.transaction():
@@ -171,6 +170,4 @@ def _span(month: date) -> tuple[int, int]:
 def problems(ask: Ask) -> Iterator[str]:
     """Yield a message for each sum that differs from its rows."""
     ask("SELECT set_config('statement_timeout', '0', true)", ())
-    for owner, period, kept, by_calls in ask(_HELD, ()):
-        yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {by_calls}"
-    yield from rollups.problems(ask, _SUMMED)
+    yield from rollups.problems(ask, _HELD, _SUMMED)

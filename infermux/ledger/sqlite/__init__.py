@@ -141,7 +141,8 @@ class SQLiteLedger(Ledger):
         return before // periods.DAY * periods.DAY
 
     def problems(self) -> list[str]:
-        return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, prune.SUMMED)])
+        asked = prune.HELD, prune.SUMMED
+        return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, *asked)])
 
     def _spool(self) -> Spool:
         return self._here().spool
