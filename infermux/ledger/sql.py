@@ -40,7 +40,6 @@ from .stores.objects import Objects
 
 T = TypeVar("T")
 ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
-ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Ledger(ABC):

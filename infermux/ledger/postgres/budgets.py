@@ -15,12 +15,22 @@ from zlib import crc32
 
 from psycopg import errors
 
-from .. import LOST, USER, Adjustment, Budget, BudgetState, Hold
-from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
-from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
-from ..sql import ADJUSTED
+from .. import USER, Adjustment, Budget, BudgetState, Hold
+from ..holds import (
+    LOST_COST,
+    MAX_SPENT,
+    MICRO,
+    Refused,
+    Rules,
+    Taken,
+    adjusted,
+    decide,
+    lost_place,
+    slots,
+)
+from ..periods import DAY, MAX_INTEGER, ms, names
 from .connection import Database
-from .statements import Link, Rows, Statement, recordset, run, translated, transposed
+from .statements import Link, Rows, Sql, Statement, recordset, run, transposed
 
 # Settlements hold their callers' locks shared, so none commits while a period begins with the cost
 # of their calls. Some callers have the same lock.
@@ -65,7 +75,6 @@ _WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
 _ADD_HOLD = f"{_INTO_HOLDS} VALUES (%s, %s, %s, %s, %s, %s, %s)"
 _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
-_LOST_COST = f"SELECT cost FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'"
 _EXPIRED = "SELECT 1 FROM holds WHERE owner = ANY(%s) AND expires_ms <= %s LIMIT 1"
 _COST = f"""SELECT {{}}greatest(0, least({MAX_SPENT},
         coalesce(sum(micro), 0) * {MICRO} + coalesce(sum(pico), 0)))::bigint
@@ -204,8 +213,7 @@ class Reservations:
         # what was spent when the call was taken for lost is held instead
         back = 0
         if not alive.keys() >= {each.owner for each in hold.budget.all}:
-            place = (lost_record(hold).call.at_ns, hold.call_id)
-            [back] = link.execute(_LOST_COST, place).fetchone() or (0,)
+            [back] = Sql(link).execute(LOST_COST, lost_place(hold)).fetchone() or (0,)
         # absolute values, so it can run twice
         amounts = [
             (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
@@ -274,20 +282,17 @@ class Reservations:
     ) -> Adjustment:
         """Adjust a budget; *again*: a connection was lost, so it may have been done."""
         owner, key = budget.owner, budget.key(at, self._zone)
-        action, team = "reset" if more is None else "raise", int(bool(budget.members))
         self._begin(link, [budget], at, [])
         with link.transaction():
             [spent] = link.execute(_SPENT, (owner, key)).fetchone() or (0,)
-            pico = spent if more is None else more
-            made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
-            if again and (found := link.execute(_ADJUSTED, made[:3]).fetchone()):
+            made = (round(at * 1e9), budget.caller, int(bool(budget.members)))
+            if again and (found := link.execute(_ADJUSTED, made).fetchone()):
                 return Adjustment._make(found)
             if more is None:
                 link.execute(_RESET, (owner, key))
             else:
                 link.execute(_RAISE, (more, owner, key))
-            link.execute(translated(ADJUSTED), tuple(made))
-        return made
+            return adjusted(Sql(link), budget, more, spent, at, key)
 
 
 def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
@@ -304,9 +309,7 @@ def locks(callers: Iterable[str]) -> list[int]:
 
 def _slots(budget: Budget, at: float, zone: tzinfo) -> tuple[list[str], int, int]:
     """Return the callers whose calls count in a period, and its slots."""
-    end = budget.resets(at, zone)
-    first, last = budget.start(at, zone), 9e9 if end is None else end
-    return list(budget.counts_for), int(first // SLOT), int(last // SLOT)
+    return list(budget.counts_for), *slots(budget, at, zone)
 
 
 def spend(deltas: Deltas, owner: str, pico: int, at: float, zone: tzinfo) -> None:
