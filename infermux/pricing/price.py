@@ -140,7 +140,15 @@ def cost(
     counts, service = _counts(usage), _service(price, usage.service_tier or service_tier)
     if service is None:
         return None
-    plain = not (usage.fees or usage.geo or _has_media(usage))
+    plain = not (
+        usage.fees
+        or usage.geo
+        or usage.input_audio_tokens
+        or usage.input_image_tokens
+        or usage.input_video_tokens
+        or usage.output_audio_tokens
+        or usage.output_image_tokens
+    )
     if plain and price.units is not None and (service is STANDARD or not service.sets):
         return int(sum(map(mul, counts, price.units)))  # the usual case
     moment = at or datetime.now(UTC)
@@ -188,16 +196,6 @@ def _counts(usage: Usage) -> _Units:
     all_in, output, cached, write, write_1h = [max(0, count or 0) for count in counts]
     write = max(write, write_1h)
     return max(0, all_in - cached - write), cached, write - write_1h, write_1h, output
-
-
-def _has_media(usage: Usage) -> bool:
-    return bool(
-        usage.input_audio_tokens
-        or usage.input_image_tokens
-        or usage.input_video_tokens
-        or usage.output_audio_tokens
-        or usage.output_image_tokens
-    )
 
 
 def _classes(

@@ -71,9 +71,9 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         _text(target.provider),
         model,
         _text(attempt.served) or model,
-        _ms(attempt.started - start),
-        None if attempt.first_chunk is None else _ms(attempt.first_chunk - start),
-        None if attempt.ended is None else _ms(attempt.ended - start),
+        round((attempt.started - start) * 1000),
+        None if attempt.first_chunk is None else round((attempt.first_chunk - start) * 1000),
+        None if attempt.ended is None else round((attempt.ended - start) * 1000),
         _count(usage.input_tokens),
         _count(usage.output_tokens),
         _count(usage.cached_input_tokens),
@@ -154,10 +154,6 @@ def _count(value: int | None) -> int | None:
     if not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
 
 
 def _text(value: object) -> str:
