@@ -19,22 +19,23 @@ from ..periods import midnight
 AHEAD = 24  # months for which there are partitions
 SOON = 2  # months that have no partition yet, of which `check` warns
 _TEXT = 'TEXT COLLATE "C" NOT NULL'
-_COUNT = "BIGINT NOT NULL DEFAULT 0"
+_INT = "BIGINT NOT NULL"
+_COUNT = f"{_INT} DEFAULT 0"
 _CALLS = f"""CREATE TABLE calls (
-    at_ns BIGINT NOT NULL, id {_TEXT}, trace_id {_TEXT}, caller {_TEXT}, tags {_TEXT}, api {_TEXT},
+    at_ns {_INT}, id {_TEXT}, trace_id {_TEXT}, caller {_TEXT}, tags {_TEXT}, api {_TEXT},
     requested {_TEXT}, model {_TEXT}, served {_TEXT}, provider {_TEXT}, strategy {_TEXT},
     status {_TEXT}, error_code {_TEXT}, input_tokens BIGINT, output_tokens BIGINT,
     cached_input_tokens BIGINT, cache_write_tokens BIGINT, cache_write_1h_tokens BIGINT,
-    reasoning_tokens BIGINT, cost BIGINT, cost_source {_TEXT}, estimated BIGINT NOT NULL,
-    latency_ms BIGINT NOT NULL, first_token_ms BIGINT, attempts BIGINT NOT NULL,
+    reasoning_tokens BIGINT, cost BIGINT, cost_source {_TEXT}, estimated {_INT},
+    latency_ms {_INT}, first_token_ms BIGINT, attempts {_INT},
     unpriced {_COUNT}, cache_saved BIGINT, assumed {_COUNT}, end_user {_TEXT} DEFAULT '',
     plan {_TEXT} DEFAULT '', PRIMARY KEY (at_ns, id)) PARTITION BY RANGE (at_ns)"""
 _ATTEMPTS = f"""CREATE TABLE attempts (
-    at_ns BIGINT NOT NULL, call_id {_TEXT}, n BIGINT NOT NULL, provider {_TEXT}, model {_TEXT},
-    served {_TEXT}, started_ms BIGINT NOT NULL, first_ms BIGINT, ended_ms BIGINT,
+    at_ns {_INT}, call_id {_TEXT}, n {_INT}, provider {_TEXT}, model {_TEXT},
+    served {_TEXT}, started_ms {_INT}, first_ms BIGINT, ended_ms BIGINT,
     input_tokens BIGINT, output_tokens BIGINT, cached_input_tokens BIGINT,
     cache_write_tokens BIGINT, cache_write_1h_tokens BIGINT, reasoning_tokens BIGINT, cost BIGINT,
-    unpriced {_COUNT}, error_code {_TEXT}, final BIGINT NOT NULL, upstream_status BIGINT,
+    unpriced {_COUNT}, error_code {_TEXT}, final {_INT}, upstream_status BIGINT,
     upstream_request_id {_TEXT} DEFAULT '', cache_saved BIGINT, assumed {_COUNT},
     service_tier {_TEXT} DEFAULT '', billed {_TEXT} DEFAULT '', reason {_TEXT} DEFAULT '',
     finish_reason {_TEXT} DEFAULT '',
@@ -50,19 +51,19 @@ _FIRST = (
     _ATTEMPTS,
     "CREATE TABLE attempts_default PARTITION OF attempts DEFAULT",
     # what the calls of each caller have cost in each slot of 15 minutes
-    f"""CREATE TABLE sums (caller {_TEXT}, slot BIGINT NOT NULL, micro {_COUNT}, pico {_COUNT},
+    f"""CREATE TABLE sums (caller {_TEXT}, slot {_INT}, micro {_COUNT}, pico {_COUNT},
         PRIMARY KEY (caller, slot)) WITH (fillfactor = 70)""",
     f"""CREATE TABLE budgets (
         owner {_TEXT}, period {_TEXT}, spent {_COUNT}, held {_COUNT}, waived {_COUNT},
         raised {_COUNT}, warned_ms {_COUNT}, PRIMARY KEY (owner, period))
         WITH (fillfactor = 50)""",
     f"""CREATE TABLE holds (
-        call_id {_TEXT}, owner {_TEXT}, period {_TEXT}, pico BIGINT NOT NULL,
-        at_ms BIGINT NOT NULL, expires_ms BIGINT NOT NULL, about {_TEXT},
+        call_id {_TEXT}, owner {_TEXT}, period {_TEXT}, pico {_INT},
+        at_ms {_INT}, expires_ms {_INT}, about {_TEXT},
         PRIMARY KEY (call_id, owner))""",
     # in `rolled`, state 0: a call was added late, so the day is summed up again
     f"""CREATE TABLE rollups (
-        kind BIGINT NOT NULL, day BIGINT NOT NULL, n BIGINT NOT NULL, caller {_TEXT}, tag {_TEXT},
+        kind {_INT}, day {_INT}, n {_INT}, caller {_TEXT}, tag {_TEXT},
         error {_TEXT}, model {_TEXT}, served {_TEXT}, provider {_TEXT},
         attempt_error TEXT COLLATE "C", calls {_COUNT}, attempts {_COUNT}, errors {_COUNT},
         input_tokens {_COUNT}, output_tokens {_COUNT}, cached_input_tokens {_COUNT},
@@ -82,8 +83,8 @@ _FIRST = (
     tables.ANSWERS_BY_END,
     # the last call, by start and id, that was copied from another ledger
     f"""CREATE TABLE copies (
-        source {_TEXT} PRIMARY KEY, at_ns BIGINT NOT NULL, id {_TEXT}, calls {_COUNT},
-        ended BIGINT NOT NULL DEFAULT 0)""",
+        source {_TEXT} PRIMARY KEY, at_ns {_INT}, id {_TEXT}, calls {_COUNT},
+        ended {_INT} DEFAULT 0)""",
 )
 MIGRATIONS = (_FIRST,)  # item n migrates version n to n + 1
 TABLES = tuple(re.findall(r"CREATE (?:UNLOGGED )?TABLE (\w+) \(", "".join(sum(MIGRATIONS, ()))))
@@ -138,7 +139,7 @@ def migrate(connection: Connection[Any], now: float, *, create: bool, role: str 
             for statement in step:
                 connection.execute(statement)
         if found is None:
-            connection.execute(f"CREATE TABLE {_MARK} (version BIGINT NOT NULL)")
+            connection.execute(f"CREATE TABLE {_MARK} (version {_INT})")
             connection.execute(f"INSERT INTO {_MARK} VALUES ({newest})")
             done.append(f"made the tables of schema version {newest}")
         elif found < newest:
