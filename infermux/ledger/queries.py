@@ -139,17 +139,15 @@ _OF_ATTEMPT = {  # a call without any attempt counts under the name ""
 }
 _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:9])
 # micro-dollars and the rest are summed apart: pico-dollars would overflow at nine million USD
-_COST = """coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0),
-    coalesce(sum({0}.unpriced), 0)"""
-_SAVED = "coalesce(sum({0}.cache_saved / 1000000), 0), coalesce(sum({0}.cache_saved % 1000000), 0)"
-_ASSUMED = "coalesce(sum({0} / 1000000), 0), coalesce(sum({0} % 1000000), 0)"
-_FAILED = "sum(CASE WHEN c.status <> 'ok' THEN 1 ELSE 0 END)"
-_CALLS = f"""count(*), sum(c.attempts), {_FAILED}, {_SUMS}, {_COST},
-    sum(c.estimated), {_SAVED}, {_ASSUMED.format("c.assumed")}""".format("c")
+_MONEY = "coalesce(sum({0} / 1000000), 0), coalesce(sum({0} % 1000000), 0)"
+_COST = f"{_MONEY.format('{0}.cost')}, coalesce(sum({{0}}.unpriced), 0)"
+_SAVED = _MONEY.format("{0}.cache_saved")
+_CALLS = f"""count(*), sum(c.attempts), sum(CASE WHEN c.status <> 'ok' THEN 1 ELSE 0 END), {_SUMS},
+    {_COST}, sum(c.estimated), {_SAVED}, {_MONEY.format("c.assumed")}""".format("c")
 _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
     sum(CASE WHEN c.status <> 'ok' THEN coalesce(a.final, 1) ELSE 0 END), {_SUMS}, {_COST},
     sum(c.estimated * coalesce(a.final, 1)), {_SAVED},
-    {_ASSUMED.format("a.assumed * a.cost")}""".format("a")
+    {_MONEY.format("a.assumed * a.cost")}""".format("a")
 
 
 def totals(

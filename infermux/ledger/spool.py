@@ -199,26 +199,9 @@ class Spool:
     def _write(self, write: Write, lines: Sequence[bytes]) -> None:
         found = [decoded(line) for line in lines]
         good = [each for each in found if each is not None]
-        lost = len(found) - len(good)
-        try:
-            if good:
-                write(good)
-        except (LedgerUnavailable, OSError):
-            raise
-        except Exception:  # one that the ledger refuses must not block the others
-            lost += sum([not self._write_one(write, each) for each in good])
+        lost = len(found) - len(good) + _refused(write, good)
         with self._lock:
             self.lost += lost
-
-    def _write_one(self, write: Write, settlement: Deferred) -> bool:
-        try:
-            write([settlement])
-        except (LedgerUnavailable, OSError):
-            raise
-        except Exception:
-            log.exception("the call %s cannot be recorded", settlement.record.call.id)
-            return False
-        return True
 
     def _lines(self, path: str) -> int:
         """Count the lines of a file; if it has grown since the last count, read only the rest."""
@@ -236,6 +219,21 @@ class Spool:
             return 0
         self._counted[path] = found, at, count
         return count
+
+
+def _refused(write: Write, batch: Sequence[Deferred]) -> int:
+    """Write settlements; return how many the ledger refuses: one must not block the others."""
+    try:
+        if batch:
+            write(batch)
+        return 0
+    except (LedgerUnavailable, OSError):
+        raise
+    except Exception:
+        if len(batch) > 1:
+            return sum([_refused(write, [each]) for each in batch])
+        log.exception("the call %s cannot be recorded", batch[0].record.call.id)
+        return 1
 
 
 def encoded(settlement: Deferred) -> bytes:

@@ -239,7 +239,6 @@ class PostgresLedger(Ledger):
         return SharedRates(lambda: self._here().database, local)
 
     def publish(self, action: str, provider: str, model: str) -> int:
-        """Send an operator's command to all hosts; return its number."""
         return self._here().circuits.publish(action, provider, model)
 
     def published(self) -> tuple[CircuitCommand, ...]:
@@ -275,7 +274,6 @@ class PostgresLedger(Ledger):
         return prune.prune(self, self.run_long, before, told)
 
     def prunes_before(self, before: float) -> float:
-        """Return the start of the month that contains *before*."""
         return prune.first_kept(before)
 
     def problems(self) -> list[str]:
@@ -314,7 +312,6 @@ class PostgresLedger(Ledger):
         )
 
     def close(self) -> None:
-        """Write the spool, and close the connections of this process."""
         process = self._here()
         self.drain(last=True)
         process.circuits.close()

@@ -215,10 +215,7 @@ class Reservations:
         if not alive.keys() >= {each.owner for each in hold.budget.all}:
             [back] = Sql(link).execute(LOST_COST, lost_place(hold)).fetchone() or (0,)
         # absolute values, so it can run twice
-        amounts = [
-            (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
-            for each in hold.budget.all
-        ]
+        amounts = [(each, new.pico - alive.get(each.owner, back)) for each in hold.budget.all]
         found = decide(new, amounts, taken, rules)
         expires, deltas = ms(rules.expires), Deltas()
         if isinstance(found, Refused):

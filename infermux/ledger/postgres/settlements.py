@@ -91,8 +91,6 @@ _EXPIRED = f"""SELECT call_id, owner, pico, at_ms, about, period FROM holds
     ORDER BY call_id, owner LIMIT {MAX_LOST} FOR UPDATE SKIP LOCKED"""
 _FORGET = """DELETE FROM holds USING unnest(%s::text[], %s::text[]) AS w(call_id, owner)
     WHERE holds.call_id = w.call_id AND holds.owner = w.owner"""
-_SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id)
-    USING (at_ns, id) WHERE c.status <> '{LOST}'"""
 
 
 def settle(
@@ -243,7 +241,8 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
         link.execute(_FORGET, transposed([row[:2] for row in found], 2))
         lost = {row[0]: lost_record(expired(*row[:5])) for row in found}
         places = [(each.call.at_ns, id) for id, each in lost.items()]
-        settled = {id for (id,) in link.execute(_SETTLED, transposed(places, 2)).fetchall()}
+        stored = link.execute(_STORED, transposed(places, 2)).fetchall()
+        settled = {id for id, status in stored if status != LOST}
         new = [record for id, record in lost.items() if id not in settled]
         for mark in marks(new, now):
             link.execute(*mark)

@@ -150,11 +150,7 @@ class SQLiteLedger(Ledger):
     # -- the file --
 
     def check(self) -> None:
-        """Raise LedgerUnavailable if the ledger cannot be written.
-
-        After a failure this tries to write, because a service that is not ready gets no calls to
-        write.
-        """
+        """After a failure, try to write: a service that is not ready gets no calls to write."""
         version = "PRAGMA user_version"
         if self._failure is None:
             self._read(version, ())

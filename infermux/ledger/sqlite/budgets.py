@@ -45,11 +45,10 @@ _HOLD_MORE = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expir
     WHERE call_id = '' OR ?8"""
 _WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET}"
 _RENEW_HOLD = f"UPDATE budgets SET expires_ms = ? WHERE {_HOLD}"
-_EXPIRE = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
-    RETURNING caller, period, call_id, held, at_ms, about"""
-_EXPIRE_ANY = """DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ?
-    RETURNING caller, period, call_id, held, at_ms, about"""
-EXPIRED = "SELECT 1 FROM budgets WHERE call_id > '' AND expires_ms <= ? LIMIT 1"
+_ENDED = "FROM budgets WHERE call_id > '' AND expires_ms <= ?"
+EXPIRED = f"SELECT 1 {_ENDED} LIMIT 1"
+_ROW = "RETURNING caller, period, call_id, held, at_ms, about"
+_EXPIRE, _EXPIRE_ANY = f"DELETE {_ENDED} AND caller = ? {_ROW}", f"DELETE {_ENDED} {_ROW}"
 _UNSUM = """UPDATE sums SET micro = micro - ?, pico = pico - ? WHERE caller = ? AND slot >= ?"""
 _FORGET_DAY = "DELETE FROM rolled WHERE day = ? AND state < 2"
 _HAS_ANY = "SELECT 1 FROM budgets WHERE caller = ? LIMIT 1"
@@ -151,7 +150,7 @@ def _used(sql: Cursor, budget: Budget, at: float, rules: Rules) -> Taken:
 def _expire(sql: Cursor, owner: str, rules: Rules) -> None:
     """Turn the owner's holds whose lease has ended into spending, also those of past periods."""
     if rules.expire():
-        _lose(sql, sql.execute(_EXPIRE, (owner, ms(rules.at))).fetchall(), rules.zone)
+        _lose(sql, sql.execute(_EXPIRE, (ms(rules.at), owner)).fetchall(), rules.zone)
 
 
 def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -69,7 +68,6 @@ class Accounting:
         deadline: float | None = None,
         longest: float = 0.0,
         content: bool = False,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = ledger
         self.lost = 0  # calls that could not be recorded; approximate, for display only
@@ -77,7 +75,6 @@ class Accounting:
         self._deadline = deadline
         self._longest = longest
         self._content = content  # whether calls keep the text of their answers
-        self._clock = clock
         self._billed: dict[str, None] = {}  # ids of stored responses; the ledger has them, too
         self._throttle = LogThrottle()
 
@@ -126,7 +123,7 @@ class Accounting:
     def _hold(self, call: Call, target: Target, budget: Budget, pico: int) -> None:
         """Reserve *pico* for the call, with what it holds already."""
         assert self.ledger is not None
-        now, lease = self._clock(), self.lease(call)
+        now, lease = time.time(), self.lease(call)
         before = call.hold
         try:
             if call.hold is None:
