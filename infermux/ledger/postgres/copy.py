@@ -63,11 +63,7 @@ class Copied(NamedTuple):
 
 
 def copy(
-    source: Ledger,
-    name: str,
-    run: Run,
-    target: Ledger,
-    told: Callable[[int], None] = lambda _: None,
+    source: Ledger, name: str, run: Run, target: Ledger, told: Callable[[int], None]
 ) -> Copied:
     """Copy the rest of *source*, recorded under *name*, and compare both.
 

@@ -40,7 +40,7 @@ def damage(ask: Ask) -> Iterator[str]:
     yield from (f"the file is damaged: {text}" for (text,) in ask(_QUICK, ()) if text != "ok")
 
 
-def prune(file: Database, before: float, told: Callable[[int], None] = lambda _: None) -> int:
+def prune(file: Database, before: float, told: Callable[[int], None]) -> int:
     """Remove the calls of the days that ended before *before*; return how many calls.
 
     Their sums stay, by day, and no transaction changes the sums of a report.

@@ -19,12 +19,16 @@ APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
 MAX_PLANS = 4096  # digests of plans that a connection remembers
 
 
+def _add(table: str, *columns: str) -> list[str]:
+    return [f"ALTER TABLE {table} ADD COLUMN {column}" for column in columns]
+
+
 def _made(table: str, kind: str = " STRICT, WITHOUT ROWID") -> str:
     return table.replace("BIGINT", "INTEGER") + kind
 
 
 _INT, _TEXT = "INTEGER NOT NULL", "TEXT NOT NULL"
-_COUNT = f"{_INT} DEFAULT 0"
+_COUNT, _NAME = f"{_INT} DEFAULT 0", f"{_TEXT} DEFAULT ''"
 _FIRST = (
     f"""CREATE TABLE calls (
         at_ns {_INT}, id {_TEXT}, trace_id {_TEXT}, caller {_TEXT},
@@ -50,8 +54,8 @@ _FIRST = (
         at_ms {_INT}, expires_ms {_INT}) STRICT, WITHOUT ROWID""",
 )
 _UNPRICED = (
-    f"ALTER TABLE calls ADD COLUMN unpriced {_COUNT}",
-    f"ALTER TABLE attempts ADD COLUMN unpriced {_COUNT}",
+    *_add("calls", f"unpriced {_COUNT}"),
+    *_add("attempts", f"unpriced {_COUNT}"),
     """UPDATE attempts SET unpriced = 1
         WHERE cost IS NULL AND coalesce(input_tokens, output_tokens) IS NOT NULL""",
     """UPDATE calls SET unpriced = (SELECT count(*) FROM attempts AS a
@@ -59,7 +63,7 @@ _UNPRICED = (
 )
 _PLANS = (
     _made(tables.PLANS),
-    f"ALTER TABLE calls ADD COLUMN plan {_TEXT} DEFAULT ''",
+    *_add("calls", f"plan {_NAME}"),
 )
 # Holds become rows next to their budget's row, whose call_id is empty: a reservation then changes
 # one page, not two.
@@ -67,7 +71,7 @@ _HOLDS = (
     "ALTER TABLE budgets RENAME TO apart",
     f"""CREATE TABLE budgets (
         caller {_TEXT}, period {_TEXT}, spent {_COUNT},
-        held {_INT}, call_id {_TEXT} DEFAULT '', at_ms {_COUNT},
+        held {_INT}, call_id {_NAME}, at_ms {_COUNT},
         expires_ms {_COUNT},
         PRIMARY KEY (caller, period, call_id)) STRICT, WITHOUT ROWID""",
     """INSERT INTO budgets (caller, period, spent, held)
@@ -78,11 +82,11 @@ _HOLDS = (
     "DROP TABLE holds",
 )
 _API = ("ALTER TABLE calls RENAME COLUMN door TO api",)
-_STATUS = ("ALTER TABLE attempts ADD COLUMN upstream_status INTEGER",)
-_UPSTREAM_ID = (f"ALTER TABLE attempts ADD COLUMN upstream_request_id {_TEXT} DEFAULT ''",)
+_STATUS = (*_add("attempts", "upstream_status INTEGER"),)
+_UPSTREAM_ID = (*_add("attempts", f"upstream_request_id {_NAME}"),)
 _CACHE_SAVED = (
-    "ALTER TABLE attempts ADD COLUMN cache_saved INTEGER",
-    "ALTER TABLE calls ADD COLUMN cache_saved INTEGER",
+    *_add("attempts", "cache_saved INTEGER"),
+    *_add("calls", "cache_saved INTEGER"),
 )
 # What each caller's calls have cost up to the end of each slot of 15 minutes: the cost of a period
 # is the difference of two rows. Triggers write it, so it follows from the rows whoever writes them.
@@ -118,27 +122,27 @@ SUMS = (
             UPDATE sums SET micro = micro + NEW.cost / 1000000, pico = pico + NEW.cost % 1000000
                 WHERE NEW.cost > 0 AND caller = NEW.caller AND slot >= {_SLOT};
             DELETE FROM rolled WHERE day = NEW.at_ns / 86400000000000 AND state < 2; END""",
-    f"ALTER TABLE budgets ADD COLUMN waived {_COUNT}",
-    f"ALTER TABLE budgets ADD COLUMN raised {_COUNT}",
-    f"ALTER TABLE budgets ADD COLUMN warned_ms {_COUNT}",
+    *_add("budgets", f"waived {_COUNT}", f"raised {_COUNT}", f"warned_ms {_COUNT}"),
     # 1: the caller has budgets of several lengths; of older files it is not known
-    f"ALTER TABLE budgets ADD COLUMN several {_COUNT}",
+    *_add("budgets", f"several {_COUNT}"),
     "UPDATE budgets SET several = 1 WHERE call_id = ''",
     _made(tables.ADJUSTMENTS, " STRICT"),
 )
 _BILLED = (  # what else an attempt was billed by, and whether its cost is assumed
-    f"ALTER TABLE attempts ADD COLUMN assumed {_COUNT}",
-    f"ALTER TABLE attempts ADD COLUMN service_tier {_TEXT} DEFAULT ''",
-    f"ALTER TABLE attempts ADD COLUMN billed {_TEXT} DEFAULT ''",
-    f"ALTER TABLE calls ADD COLUMN assumed {_COUNT}",
-    f"ALTER TABLE rollups ADD COLUMN assumed_micro {_COUNT}",
-    f"ALTER TABLE rollups ADD COLUMN assumed_pico {_COUNT}",
-    f"ALTER TABLE budgets ADD COLUMN about {_TEXT} DEFAULT ''",  # of a hold's call
+    *_add(
+        "attempts",
+        f"assumed {_COUNT}",
+        f"service_tier {_NAME}",
+        f"billed {_NAME}",
+    ),
+    *_add("calls", f"assumed {_COUNT}"),
+    *_add("rollups", f"assumed_micro {_COUNT}", f"assumed_pico {_COUNT}"),
+    *_add("budgets", f"about {_NAME}"),  # of a hold's call
 )
 _KEYS = (
     *map(_made, tables.KEYS),
     tables.FIRST_VERSION,
-    f"ALTER TABLE calls ADD COLUMN end_user {_TEXT} DEFAULT ''",
+    *_add("calls", f"end_user {_NAME}"),
 )
 _ANSWERS = (
     _made(tables.ANSWERS, " STRICT"),
@@ -155,10 +159,10 @@ _ACTIVITY = (
             OR EXISTS (SELECT 1 FROM activity WHERE step = 3600 AND start = {_HOUR_START})
         BEGIN DELETE FROM activity WHERE step = 300 AND start = {_SLOT_START};
             DELETE FROM activity WHERE step = 3600 AND start = {_HOUR_START}; END""",
-    f"ALTER TABLE attempts ADD COLUMN reason {_TEXT} DEFAULT ''",
+    *_add("attempts", f"reason {_NAME}"),
 )
 _OBJECTS, _ALERTS = (_made(tables.OBJECTS),), (_made(tables.ALERTS),)
-_FINISH = (f"ALTER TABLE attempts ADD COLUMN finish_reason {_TEXT} DEFAULT ''",)
+_FINISH = (*_add("attempts", f"finish_reason {_NAME}"),)
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),

@@ -315,7 +315,8 @@ class Accounting:
         told = call.usage, call.cost, call.cost_source
         self._charge(call, attempt, _completed(call.request, "", _NO_USAGE))
         attempt.assumed = True
-        if _left(call, error):  # the vendor may go on
+        is_late = call.patience is not None and call.seconds >= call.patience
+        if is_late and isinstance(error, ProviderTimeout):  # the client left: the vendor may go on
             self._assume(call, attempt)
         call.usage, call.cost, call.cost_source = told
         if call.cost_source == "unpriced" and attempt.cost is not None:
@@ -377,12 +378,6 @@ class Accounting:
             self.ledger.reserve(hold.budget, rest, at=hold.at, lease=MAX_CALL, over=True, **named)
         except (BudgetExceeded, LedgerUnavailable, ValueError):  # or the id was given before
             self._assume(call, attempt)
-
-
-def _left(call: Call, error: BaseException) -> bool:
-    """Return whether the client itself has set the time that was too short."""
-    patience = call.patience
-    return isinstance(error, ProviderTimeout) and patience is not None and call.seconds >= patience
 
 
 def may_be_billed(error: BaseException, seconds: float) -> bool:
