@@ -47,12 +47,10 @@ class Where:
     def __init__(self, since: int | None, until: int | None, caller: str | None) -> None:
         self._conditions: list[str] = []
         self.values: list[str | int] = []
-        if since is not None:
-            self.add("c.at_ns >= ?", since)
-        if until is not None:
-            self.add("c.at_ns < ?", until)
-        if caller is not None:
-            self.add("c.caller = ?", caller)
+        bounds = {"c.at_ns >= ?": since, "c.at_ns < ?": until, "c.caller = ?": caller}
+        for condition, value in bounds.items():
+            if value is not None:
+                self.add(condition, value)
 
     def add(self, condition: str, *values: str | int) -> None:
         """Add a condition and its values."""
@@ -171,8 +169,14 @@ def totals(
         join = "JOIN" if "attempt_error" in names and not every else "LEFT JOIN"
         source += f" {join} attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id"
         sums = _ATTEMPTS
-    group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
+    group = group_by(columns)
     return f"SELECT {', '.join([*columns, sums])} FROM {source}{where}{group}", where.values
+
+
+def group_by(columns: Sequence[str]) -> str:
+    """Return the clause that groups by the first columns of a query."""
+    places = ", ".join(str(n) for n in range(1, len(columns) + 1))
+    return f" GROUP BY {places}" if places else ""
 
 
 def _column(name: str, zone: tzinfo) -> str:

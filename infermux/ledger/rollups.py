@@ -9,13 +9,13 @@ a report never depends on when its sums were made.
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, tzinfo
 from typing import Any, NamedTuple, Protocol
 
 from . import LedgerUnavailable, Total, queries, stores, summed
+from .groups import started
 from .periods import DAY, MAX_INTEGER, SLOT, ns, start, step_name
 from .stores import Ask, Sql
 
@@ -196,7 +196,7 @@ def _summed(question: Question, kind: int, days: Sequence[int]) -> tuple[str, li
         values.append(queries.bindable(question.caller))
     if "attempt_error" in question.by:
         where += " AND attempt_error IS NOT NULL"
-    group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
+    group = queries.group_by(columns)
     return f"SELECT {', '.join([*columns, SUM])} FROM rollups WHERE {where}{group}", values
 
 
@@ -329,9 +329,7 @@ class Maintenance:
             self._due = now + later / 60
         elif now >= self._due:
             self._due = now + later
-            thread = threading.Thread(target=self.run, args=(now,), name="infermux-ledger")
-            thread.daemon = True
-            thread.start()
+            started("ledger", self.run, now)
 
     def run(self, now: float) -> None:
         """Do what is due now."""

@@ -24,6 +24,7 @@ from ..errors import counted
 from ..types import POSIX
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
 from .files import identity, lock, opened, unlock
+from .groups import started
 
 BATCH_BYTES = 65_536  # read at once, about 50 lines, to keep transactions short
 BATCH_LINES = 50
@@ -89,10 +90,7 @@ class Spool:
             return
         with self._starting:
             if self._thread is None and not self._stopped.is_set():
-                self._thread = threading.Thread(
-                    target=self._keep_draining, args=(write,), name="infermux-spool", daemon=True
-                )
-                self._thread.start()
+                self._thread = started("spool", self._keep_draining, write)
 
     def close(self, write: Write) -> None:
         """Stop the thread, drain once more, and log how many settlements are lost."""

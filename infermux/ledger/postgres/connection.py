@@ -24,6 +24,7 @@ from psycopg.types.numeric import IntLoader
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from .. import LedgerUnavailable
+from ..groups import started
 from .statements import Link
 
 WAIT_SECONDS = 0.25  # for a connection
@@ -282,10 +283,7 @@ class Database:
             if not self.away and not self._closed:
                 self.away = reason or "it cannot be reached"
                 if self._reconnector is None:
-                    self._reconnector = threading.Thread(
-                        target=self._reconnecting, name="infermux-database", daemon=True
-                    )
-                    self._reconnector.start()
+                    self._reconnector = started("database", self._reconnecting)
         return Away(reason)
 
     def _reconnecting(self) -> None:
@@ -317,10 +315,7 @@ class Database:
         if self._watch is None:
             with self._lock:
                 if self._watch is None:
-                    self._watch = threading.Thread(
-                        target=self._watching, name="infermux-deadlines", daemon=True
-                    )
-                    self._watch.start()
+                    self._watch = started("deadlines", self._watching)
 
     def unlimit(self, link: Link) -> None:
         if self._deadlines.pop(link, None) is None:

@@ -27,7 +27,7 @@ from ..rollups import (
     store_rows,
 )
 from ..stores import Ask
-from .schema import following, month_of, partitions, tables_of
+from .schema import following, month_of, partitions, span, tables_of
 from .statements import Link, Run, Sql
 
 ROUNDS = 5  # to sum up a month to which calls are added meanwhile
@@ -97,7 +97,7 @@ def _remove(database: Database, run: Run, month: date, owned: bool) -> int:
 
 def _days(month: date, link: Link) -> tuple[list[int], set[int]]:
     """Return the days that have calls, and those of them that were pruned before."""
-    days = [day for day, _ in link.execute(_DAYS, _span(month)).fetchall()]
+    days = [day for day, _ in link.execute(_DAYS, span(month)).fetchall()]
     return days, {day for (day,) in link.execute(_STATE, (days,)).fetchall()}
 
 
@@ -107,13 +107,13 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
     Return how many calls, or None if a call was added meanwhile. Until the partition is dropped,
     no table is locked.
     """
-    span = _span(month)
-    bounds = [ns // DAY_NS for ns in span]
+    times = span(month)
+    bounds = [ns // DAY_NS for ns in times]
     with link.transaction() as whole:
         link.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")  # to see what comes late
         link.execute("SET LOCAL statement_timeout = 0")
         states = dict(link.execute(_STATES, bounds).fetchall())
-        calls = dict(link.execute(_DAYS, span).fetchall())
+        calls = dict(link.execute(_DAYS, times).fetchall())
         found = list(calls)
         if any(states.get(day, 0) < ROLLED for day in found) or not set(found) <= set(days):
             raise Rollback(whole)
@@ -131,7 +131,7 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
         else:
             for table in ("attempts", "calls"):
                 query = f"DELETE FROM {table} WHERE at_ns >= %s AND at_ns < %s"
-                link.execute(f"{query} AND at_ns / {DAY_NS} = ANY(%s)", (*span, found))
+                link.execute(f"{query} AND at_ns / {DAY_NS} = ANY(%s)", (*times, found))
         return sum(calls.values())
     return None
 
@@ -161,10 +161,6 @@ def _drop_empty(end: int, link: Link) -> None:
             used = " UNION ALL ".join(f"SELECT 1 FROM {name}" for name in names)
             if link.execute(f"{used} LIMIT 1").fetchone() is None:
                 link.execute(f"DROP TABLE {', '.join(names)}")
-
-
-def _span(month: date) -> tuple[int, int]:
-    return round(midnight(month)) * 10**9, round(midnight(following(month))) * 10**9
 
 
 def problems(ask: Ask) -> Iterator[str]:

@@ -182,6 +182,11 @@ def following(month: date) -> date:
     return (month + timedelta(31)).replace(day=1)
 
 
+def span(month: date) -> tuple[int, int]:
+    """Return the start of a month and that of the next one, in nanoseconds since 1970."""
+    return round(midnight(month)) * 10**9, round(midnight(following(month))) * 10**9
+
+
 def tables_of(month: date) -> list[str]:
     """Return the names of a month's partitions."""
     return [f"{table}_{month:%Y_%m}" for table in ("calls", "attempts")]
@@ -208,7 +213,7 @@ def add_partitions(connection: Connection[Any], wanted: list[date]) -> int:
     """
     made = sorted(set(wanted) - set(partitions(connection)))
     for month in made:
-        since, until = (round(midnight(each)) * 10**9 for each in (month, following(month)))
+        since, until = span(month)
         with connection.transaction():
             connection.execute(_PATIENTLY)
             connection.execute(_LOCK)

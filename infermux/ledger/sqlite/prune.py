@@ -7,6 +7,7 @@ from functools import partial
 from sqlite3 import Cursor
 
 from ..periods import DAY
+from ..queries import group_by
 from ..rollups import (
     CLEAR,
     DAY_NS,
@@ -81,7 +82,6 @@ def _compact(day: int, sql: Cursor) -> None:
     rows = []
     for kind, names in enumerate(KINDS):
         query = f"SELECT {', '.join(names)}, {SUM} FROM rollups WHERE kind = ? AND day = ?"
-        group = ", ".join(str(n + 1) for n in range(len(names)))
-        rows.append(sql.execute(f"{query} GROUP BY {group}", (kind, day)).fetchall())
+        rows.append(sql.execute(query + group_by(names), (kind, day)).fetchall())
     sql.execute(CLEAR, (day,))
     store_rows(sql, day, rows)
