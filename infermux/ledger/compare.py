@@ -167,14 +167,9 @@ def _is_of(record: Record, name: str) -> bool:
 # -- figures --
 
 
-def _of_answer(field: str) -> Value:
-    """Return a function for a field of the calls that were answered."""
-
-    def value(record: Record) -> float | None:
-        found: float | None = getattr(record.call, field)
-        return found if record.call.status == "ok" else None
-
-    return value
+def _answered(field: str, record: Record) -> float | None:
+    found: float | None = getattr(record.call, field)
+    return found if record.call.status == "ok" else None
 
 
 def _cost(record: Record) -> float | None:
@@ -194,11 +189,11 @@ _median = partial(_percentile, 50)
 _FIGURES: tuple[tuple[str, str, Value, Statistic], ...] = (
     ("errors", "%", _error, fmean),
     ("cost per call", "USD", _cost, fmean),
-    ("latency, mean", "ms", _of_answer("latency_ms"), fmean),
-    ("latency, median", "ms", _of_answer("latency_ms"), _median),
-    ("latency, p95", "ms", _of_answer("latency_ms"), partial(_percentile, 95)),
-    ("first token, median", "ms", _of_answer("first_token_ms"), _median),
-    ("output tokens", "", _of_answer("output_tokens"), fmean),
+    ("latency, mean", "ms", partial(_answered, "latency_ms"), fmean),
+    ("latency, median", "ms", partial(_answered, "latency_ms"), _median),
+    ("latency, p95", "ms", partial(_answered, "latency_ms"), partial(_percentile, 95)),
+    ("first token, median", "ms", partial(_answered, "first_token_ms"), _median),
+    ("output tokens", "", partial(_answered, "output_tokens"), fmean),
 )
 Sides = tuple[Sequence[Record], Sequence[Record]]
 

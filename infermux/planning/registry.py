@@ -93,8 +93,11 @@ class Registry:
         else:
             served = {name: self.providers(name) for name in names}
             found = {each.name: [n for n in served if each.name in served[n]] for each in self}
-        known = [name for name in found if names is None or found[name]]
-        listed = [{"name": name, "models": found[name]} | self._passed(name) for name in known]
+        listed = [
+            {"name": name, "models": models} | self._passed(name)
+            for name, models in found.items()
+            if models or names is None
+        ]
         return {"providers": listed}
 
     def _passed(self, name: str) -> JSON:

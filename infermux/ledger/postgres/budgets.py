@@ -37,6 +37,8 @@ from .statements import Link, Rows, Sql, Statement, recordset, run, transposed
 LOCKS = 64
 _LOCK = "SELECT pg_advisory_xact_lock{}(4992032, n) FROM unnest(%s::int[]) AS w(n)"
 SHARED, _ALONE = _LOCK.format("_shared"), _LOCK.format("")
+_BUDGET = "WHERE owner = %s AND period = %s"
+_WANTED = "JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)"
 _USED = "spent::numeric + held - waived - raised"
 _INTO_HOLDS = "INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)"
 _TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
@@ -56,8 +58,7 @@ _TAKE_ALL = f"""WITH wanted AS (
         SELECT %s::text, owner, period, %s::bigint, %s::bigint, %s::bigint, %s::text FROM taken)
     SELECT * FROM taken"""
 _ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
-    FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)
-    ORDER BY b.owner, b.period"""
+    FROM budgets AS b {_WANTED} ORDER BY b.owner, b.period"""
 _LOCKED_ROWS = f"{_ROWS} FOR UPDATE OF b"
 _OPEN: Statement = ("BEGIN", ())
 _CLOSE: Statement = ("COMMIT", ())
@@ -71,7 +72,7 @@ _CHANGE = f"""WITH changed AS MATERIALIZED (
     FROM changed AS c WHERE b.owner = c.owner AND b.period = c.period"""
 CHANGE = _CHANGE.format(rows="%s::json")
 CHANGE_GIVEN = _CHANGE.format(rows="%s::json -> 'deltas'")
-_WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
+_WARNED = f"UPDATE budgets SET warned_ms = %s {_BUDGET}"
 _ADD_HOLD = f"{_INTO_HOLDS} VALUES (%s, %s, %s, %s, %s, %s, %s)"
 _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
@@ -82,22 +83,21 @@ _COST = f"""SELECT {{}}greatest(0, least({MAX_SPENT},
 _COST_SO_FAR = _COST.format("")
 _BEGIN = f"""INSERT INTO budgets (owner, period, spent)
     {_COST.format("%s::text, %s::text, ")} ON CONFLICT DO NOTHING"""
-_STATES = """SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
+_STATES = f"""SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
         (SELECT coalesce(sum(h.pico), 0) FROM holds AS h
             WHERE h.owner = b.owner AND h.period = b.period AND h.expires_ms <= %s)
-    FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period)
-    USING (owner, period)"""
+    FROM budgets AS b {_WANTED}"""
 _OF_USERS = "left(owner, 1) = %s AND held = 0"
 _OLD_USERS = f"""DELETE FROM budgets WHERE {_OF_USERS}
     AND (length(period) = 10 AND period < %s OR length(period) = 7 AND period < %s)"""
 _LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
     (SELECT owner, period FROM budgets WHERE {_OF_USERS}
         ORDER BY spent DESC, owner DESC OFFSET %s)"""
-_RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
+_RESET = f"UPDATE budgets SET waived = spent {_BUDGET}"
 _RAISE = f"""UPDATE budgets SET raised = least({MAX_SPENT}, raised::numeric + %s)::bigint
-    WHERE owner = %s AND period = %s"""
+    {_BUDGET}"""
 _ADJUSTED = "SELECT * FROM adjustments WHERE at_ns = %s AND name = %s AND team = %s"
-_SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
+_SPENT = f"SELECT spent - waived FROM budgets {_BUDGET} FOR UPDATE"
 Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by owner and period
 
 

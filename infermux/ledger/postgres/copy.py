@@ -115,6 +115,7 @@ def _add(name: str, page: Sequence[Record], now: float, link: Link) -> None:
 
 
 Rows = list[Sequence[Any]]
+Sums = dict[str, list[tuple[Any, ...]]]  # of a ledger, by what they sum up
 
 
 def _rest(ask: Ask) -> tuple[Rows, list[tuple[str, Rows]]]:
@@ -151,7 +152,7 @@ def _finish(link: Link, name: str, sums: Rows, others: list[tuple[str, Rows]]) -
         sql.execute(_NEW_KEYS)
 
 
-def _sums(ask: Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
+def _sums(ask: Ask, owner: str, where: str) -> Sums:
     budgets = _BUDGETS.format(owner=owner, where=where)
     calls = _BY_MONTH.format(", sum(attempts) FROM calls")
     attempts = _BY_MONTH.format(" FROM attempts")
@@ -162,9 +163,7 @@ def _sums(ask: Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-def _differences(
-    ours: dict[str, list[tuple[Any, ...]]], theirs: dict[str, list[tuple[Any, ...]]]
-) -> Iterator[str]:
+def _differences(ours: Sums, theirs: Sums) -> Iterator[str]:
     for what, rows in ours.items():
         if rows != theirs[what]:
             missing = [row for row in rows if row not in theirs[what]]
