@@ -32,7 +32,6 @@ MAX_WAITING = 4096  # lines in memory, about 5 MB, while the spool cannot be wri
 LOCK_SECONDS = 0.1  # the lock of the file is only held for an append or a rename
 DRAIN_SECONDS = 1.0  # between two attempts to drain
 CLOSE_SECONDS = 2.0  # to wait for a batch when the process ends
-_DRAINING = ".draining"
 log = logging.getLogger("infermux")
 
 
@@ -51,6 +50,7 @@ class Spool:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._files = path, f"{path}.draining"
         self.lost = 0  # lines that were dropped or could not be read
         self.waiting: deque[bytes] = deque()  # lines in memory
         self._lock = threading.Lock()  # of `waiting` and `lost`
@@ -76,13 +76,11 @@ class Spool:
 
     def is_empty(self) -> bool:
         """Return whether memory and files have no settlements."""
-        return not (
-            self.waiting or os.path.exists(self.path) or os.path.exists(self.path + _DRAINING)
-        )
+        return not (self.waiting or any(map(os.path.exists, self._files)))
 
     def lines(self) -> int:
         """Return the number of lines in the files."""
-        return sum(map(self._lines, (self.path, self.path + _DRAINING)))
+        return sum(map(self._lines, self._files))
 
     def drain_later(self, write: Write) -> None:
         """Start a thread that tries to drain every second until the spool is empty."""
@@ -147,11 +145,11 @@ class Spool:
                     self._write(write, lines)
                     os.ftruncate(file, start)
                 if POSIX:
-                    os.unlink(self.path + _DRAINING)
+                    os.unlink(self._files[1])
             finally:
                 unlock(file)
             if not POSIX:  # Windows removes no open file
-                os.unlink(self.path + _DRAINING)
+                os.unlink(self._files[1])
 
     def _flush(self) -> None:
         """Append the lines in memory, if the file can be written again."""
@@ -175,7 +173,7 @@ class Spool:
 
     def _take(self) -> int | None:
         """Return the locked file to drain, or None if there is none or another process has it."""
-        taken = self.path + _DRAINING
+        _, taken = self._files
         try:
             if not os.path.exists(taken):
                 # No line is being appended; Windows renames no open file.

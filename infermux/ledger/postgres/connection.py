@@ -50,6 +50,7 @@ _PERMANENT = re.compile(
     r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter|"
     r"pooling mode"
 )
+_READ_ONLY = "the database is read-only"
 _IDLE = int(pq.TransactionStatus.IDLE)
 log = logging.getLogger("infermux")
 T = TypeVar("T")
@@ -196,8 +197,8 @@ class Database:
             return error
         if isinstance(error, errors.ReadOnlySqlTransaction):
             if self._patient:  # a command, which may read a replica
-                return LedgerUnavailable("the database is read-only")
-            return self.is_away("the database is read-only")
+                return LedgerUnavailable(_READ_ONLY)
+            return self.is_away(_READ_ONLY)
         if isinstance(error, errors.QueryCanceled):
             return Away("a statement took too long")
         if isinstance(error, errors.UndefinedTable):
@@ -247,7 +248,7 @@ class Database:
     def _configure(self, link: Link) -> None:
         pid, read_only, isolation = self._ask_about(link)
         if read_only and not self._patient:
-            raise psycopg.OperationalError("the database is read-only")
+            raise psycopg.OperationalError(_READ_ONLY)
         link.adapters.register_loader("numeric", IntLoader)  # the type of sums of integers
         if pid != link.info.backend_pid:  # a pooler such as PgBouncer: no session lasts
             link.prepare_threshold = None
@@ -356,7 +357,7 @@ class Database:
         """Read the database's clock again."""
         _, read_only, _ = self.run(self._ask_about)
         if read_only:
-            raise self.is_away("the database is read-only")
+            raise self.is_away(_READ_ONLY)
 
     def _ask_about(self, link: Link) -> tuple[int, bool, str]:
         """Read the clock; return the session's id, whether it may not write, and its isolation."""

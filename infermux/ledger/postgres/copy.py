@@ -63,7 +63,11 @@ class Copied(NamedTuple):
 
 
 def copy(
-    source: Ledger, name: str, run: Run, target: Ledger, told: Callable[[int], None]
+    source: Ledger,
+    name: str,
+    run: Run,
+    target: Ledger,
+    told: Callable[[int], None] = lambda _: None,
 ) -> Copied:
     """Copy the rest of *source*, recorded under *name*, and compare both.
 

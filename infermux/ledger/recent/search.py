@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...errors import RequestError, shown
+from ...errors import shown
 from ...protocol import must_be
 from .. import CallRow, Record, queries
 from ..periods import MAX_INTEGER
@@ -69,9 +69,7 @@ def place(text: str) -> Place:
     """Return the place that a page's cursor names; raise RequestError if it is none."""
     found = _PLACE.fullmatch(text)
     if not found or int(found[1]) > MAX_INTEGER:
-        raise RequestError(
-            f"before must be the `next` of an earlier page, not {shown(text)}", param="before"
-        )
+        raise must_be("before", f"the `next` of an earlier page, not {shown(text)}")
     return int(found[1]), queries.bindable(found[2])
 
 
