@@ -50,6 +50,7 @@ _PERMANENT = re.compile(
     r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter|"
     r"pooling mode"
 )
+NO_LEDGER = "the database has no ledger: run `infermux ledger init`"
 _READ_ONLY = "the database is read-only"
 _IDLE = int(pq.TransactionStatus.IDLE)
 log = logging.getLogger("infermux")
@@ -202,7 +203,7 @@ class Database:
         if isinstance(error, errors.QueryCanceled):
             return Away("a statement took too long")
         if isinstance(error, errors.UndefinedTable):
-            return LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
+            return LedgerUnavailable(NO_LEDGER)
         if isinstance(error, errors.IntegrityError | errors.DataError):
             return error  # an invalid value, such as a hold that exists already
         if link.closed:

@@ -22,8 +22,7 @@ _STATE = "SELECT at_ns, id, calls, ended FROM copies WHERE source = ?"
 _BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '') ON CONFLICT DO NOTHING"
 _ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source = ?"
 _END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
-_USED = """SELECT (SELECT count(*) FROM (SELECT 1 FROM calls LIMIT 1) AS c)
-    + (SELECT count(*) FROM (SELECT 1 FROM budgets LIMIT 1) AS b)"""
+_USED = "SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM budgets)"
 _SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
 _PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
 _ADD_PRUNED = f"""INSERT INTO rolled VALUES (?, {PRUNED})

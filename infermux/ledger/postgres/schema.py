@@ -15,6 +15,7 @@ from psycopg import Connection, sql
 from .. import LedgerUnavailable
 from .. import stores as tables
 from ..periods import midnight
+from .connection import NO_LEDGER
 
 AHEAD = 24  # months for which there are partitions
 SOON = 2  # months that have no partition yet, of which `check` warns
@@ -113,7 +114,7 @@ def check(connection: Connection[Any]) -> None:
     """Raise LedgerUnavailable, with the command to run, if the schema is not the current one."""
     found, newest = version(connection), len(MIGRATIONS)
     if found is None:
-        raise LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
+        raise LedgerUnavailable(NO_LEDGER)
     if found != newest:
         command = "`infermux ledger migrate`"
         age, remedy = "newer", f"install that InferMux, whose {command} has made it"

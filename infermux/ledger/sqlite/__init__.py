@@ -68,7 +68,8 @@ class _Process:
 class SQLiteLedger(Ledger):
     """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
 
-    Calls are kept for *keep* seconds. A damaged file is moved aside if a new one *replaces* it."""
+    A damaged file is moved aside if a new one *replaces* it.
+    """
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ def _made(table: str, kind: str = " STRICT, WITHOUT ROWID") -> str:
 _INT, _TEXT = "INTEGER NOT NULL", "TEXT NOT NULL"
 _COUNT, _NAME = f"{_INT} DEFAULT 0", f"{_TEXT} DEFAULT ''"
 _FIRST = (
-    f"""CREATE TABLE calls (
+    _made(f"""CREATE TABLE calls (
         at_ns {_INT}, id {_TEXT}, trace_id {_TEXT}, caller {_TEXT},
         tags {_TEXT}, door {_TEXT}, requested {_TEXT}, model {_TEXT},
         served {_TEXT}, provider {_TEXT}, strategy {_TEXT}, status {_TEXT},
@@ -38,20 +38,20 @@ _FIRST = (
         cached_input_tokens INTEGER, cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER,
         reasoning_tokens INTEGER, cost INTEGER, cost_source {_TEXT},
         estimated {_INT}, latency_ms {_INT}, first_token_ms INTEGER,
-        attempts {_INT}, PRIMARY KEY (at_ns, id)) STRICT, WITHOUT ROWID""",
-    f"""CREATE TABLE attempts (
+        attempts {_INT}, PRIMARY KEY (at_ns, id))"""),
+    _made(f"""CREATE TABLE attempts (
         at_ns {_INT}, call_id {_TEXT}, n {_INT}, provider {_TEXT},
         model {_TEXT}, served {_TEXT}, started_ms {_INT}, first_ms INTEGER,
         ended_ms INTEGER, input_tokens INTEGER, output_tokens INTEGER, cached_input_tokens INTEGER,
         cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER, reasoning_tokens INTEGER,
         cost INTEGER, error_code {_TEXT}, final {_INT},
-        PRIMARY KEY (at_ns, call_id, n)) STRICT, WITHOUT ROWID""",
-    f"""CREATE TABLE budgets (
+        PRIMARY KEY (at_ns, call_id, n))"""),
+    _made(f"""CREATE TABLE budgets (
         caller {_TEXT}, period {_TEXT}, spent {_INT}, held {_INT},
-        PRIMARY KEY (caller, period)) STRICT, WITHOUT ROWID""",
-    f"""CREATE TABLE holds (
+        PRIMARY KEY (caller, period))"""),
+    _made(f"""CREATE TABLE holds (
         call_id TEXT PRIMARY KEY, caller {_TEXT}, period {_TEXT}, pico {_INT},
-        at_ms {_INT}, expires_ms {_INT}) STRICT, WITHOUT ROWID""",
+        at_ms {_INT}, expires_ms {_INT})"""),
 )
 _UNPRICED = (
     *_add("calls", f"unpriced {_COUNT}"),
@@ -69,11 +69,11 @@ _PLANS = (
 # one page, not two.
 _HOLDS = (
     "ALTER TABLE budgets RENAME TO apart",
-    f"""CREATE TABLE budgets (
+    _made(f"""CREATE TABLE budgets (
         caller {_TEXT}, period {_TEXT}, spent {_COUNT},
         held {_INT}, call_id {_NAME}, at_ms {_COUNT},
         expires_ms {_COUNT},
-        PRIMARY KEY (caller, period, call_id)) STRICT, WITHOUT ROWID""",
+        PRIMARY KEY (caller, period, call_id))"""),
     """INSERT INTO budgets (caller, period, spent, held)
         SELECT caller, period, spent, held FROM apart""",
     """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms)
@@ -94,9 +94,9 @@ _CACHE_SAVED = (
 _SLOT = "NEW.at_ns / 900000000000"
 _BEFORE = f"FROM sums WHERE caller = NEW.caller AND slot < {_SLOT} ORDER BY slot DESC LIMIT 1"
 SUMS = (
-    f"""CREATE TABLE sums (
+    _made(f"""CREATE TABLE sums (
         caller {_TEXT}, slot {_INT}, micro {_INT}, pico {_INT},
-        PRIMARY KEY (caller, slot)) STRICT, WITHOUT ROWID""",
+        PRIMARY KEY (caller, slot))"""),
     """INSERT INTO sums SELECT caller, slot, sum(micro) OVER earlier, sum(pico) OVER earlier
         FROM (SELECT caller, at_ns / 900000000000 AS slot, sum(cost / 1000000) AS micro,
                 sum(cost % 1000000) AS pico
@@ -104,7 +104,7 @@ SUMS = (
         WINDOW earlier AS (PARTITION BY caller ORDER BY slot)""",
     # The sums of each ended day (UTC), by some columns of calls; see `rollups`.
     _made(tables.ROLLED, " STRICT"),
-    f"""CREATE TABLE rollups (
+    _made(f"""CREATE TABLE rollups (
         kind {_INT}, day {_INT}, n {_INT}, caller {_TEXT},
         tag {_TEXT}, error {_TEXT}, model {_TEXT}, served {_TEXT},
         provider {_TEXT}, attempt_error TEXT, calls {_INT},
@@ -113,7 +113,7 @@ SUMS = (
         cache_write_tokens {_INT}, reasoning_tokens {_INT},
         micro {_INT}, pico {_INT}, unpriced {_INT},
         estimated {_INT}, saved_micro {_INT}, saved_pico {_INT},
-        PRIMARY KEY (kind, day, n)) STRICT, WITHOUT ROWID""",
+        PRIMARY KEY (kind, day, n))"""),
     f"""CREATE TRIGGER call_begins BEFORE INSERT ON calls WHEN NEW.cost > 0 AND NOT EXISTS
             (SELECT 1 FROM sums WHERE caller = NEW.caller AND slot = {_SLOT})
         BEGIN INSERT INTO sums VALUES (NEW.caller, {_SLOT},
