@@ -180,13 +180,13 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
         }
         for owner, (key, pico, _) in released.items():
             add(deltas, owner, key, 0, -pico)
-        new, taken_back = bool(write_rows(link, [record])), 0
-        if not new and (taken_back := _found_again(link, call.at_ns, call.id)):
+        new, taken_back = bool(write_rows(link, [record])), None
+        if not new and (taken_back := _found_again(link, call.at_ns, call.id)) is not None:
             new = bool(write_rows(link, [record]))
         if new and hold is not None and not taken_back and not released:
             taken_back = _found_again(link, *lost_place(hold))  # without facts about the call
         if new:
-            _spend(deltas, call, hold, released, taken_back, zone)
+            _spend(deltas, call, hold, released, taken_back or 0, zone)
             link.execute(ADD_SUMS, (recordset(_sums([call])),))
         change(link, deltas)
     return new
@@ -221,10 +221,10 @@ def write_rows(link: Link, records: Sequence[Record]) -> set[str]:
     return added
 
 
-def _found_again(link: Link, at_ns: int, id: str) -> int:
-    """Remove the rows of a call that was taken for lost; return what was spent for it, or 0."""
+def _found_again(link: Link, at_ns: int, id: str) -> int | None:
+    """Remove the rows of a call that was taken for lost; return what was spent for it, or None."""
     if (found := take_back(Sql(link), at_ns, id)) is None:
-        return 0
+        return None
     caller, cost = found
     micro, pico = divmod(cost, MICRO)
     link.execute(ADD_SUMS, (recordset([(caller, at_ns // (SLOT * 10**9), -micro, -pico)]),))

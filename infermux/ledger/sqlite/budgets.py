@@ -182,7 +182,7 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
             continue
         # the lease has expired, or the hold was topped up since
         if not taken_back:
-            taken_back = found_again(sql, *lost_place(hold))
+            taken_back = found_again(sql, *lost_place(hold)) or 0
         late = _spend_late(sql, owner, call, hold.at, zone)
         if taken_back and not late:
             _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
@@ -223,10 +223,10 @@ def _lose(sql: Cursor, rows: Sequence[tuple[Any, ...]], zone: tzinfo) -> None:
                 sql.execute(WRITE_ATTEMPT, attempt)
 
 
-def found_again(sql: Cursor, at_ns: int, id: str) -> int:
-    """Remove the rows of a call that was taken for lost; return what was spent for it, or 0."""
+def found_again(sql: Cursor, at_ns: int, id: str) -> int | None:
+    """Remove the rows of a call that was taken for lost; return what was spent for it, or None."""
     if (found := take_back(sql, at_ns, id)) is None:
-        return 0
+        return None
     caller, cost = found
     sql.execute(_UNSUM, (*divmod(cost, MICRO), caller, at_ns // (SLOT * 10**9)))
     sql.execute(_FORGET_DAY, (at_ns // (DAY * 10**9),))

@@ -195,10 +195,10 @@ def settle(
     call = record.call
     line, end, rest = call.plan.partition("\n")
     key = digest(line)
-    row, taken_back = (*call[:-1], key + end + rest), 0
+    row, taken_back = (*call[:-1], key + end + rest), None
     if not sql.execute(WRITE_CALL, row).rowcount:
         taken_back = budgets.found_again(sql, call.at_ns, call.id)
-        if not taken_back:
+        if taken_back is None:
             return False
         sql.execute(WRITE_CALL, row)
     if key and key not in known_plans:
@@ -207,5 +207,5 @@ def settle(
             known_plans.add(key)
     for attempt in record.attempts:
         sql.execute(WRITE_ATTEMPT, tuple(attempt))  # sqlite3 binds subclasses more slowly
-    budgets.spend(sql, call, hold, zone, taken_back)
+    budgets.spend(sql, call, hold, zone, taken_back or 0)
     return True
