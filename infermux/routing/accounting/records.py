@@ -151,9 +151,7 @@ def _sum(counts: Sequence[int | None]) -> int | None:
 
 
 def _count(value: int | None) -> int | None:
-    if not isinstance(value, int):
-        return None
-    return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
+    return max(0, min(value, MAX_TOKENS)) if isinstance(value, int) else None
 
 
 def _text(value: object) -> str:
