@@ -185,7 +185,6 @@ class LiveKeyring(Keyring):
 
     @property
     def known(self) -> dict[str, Caller]:
-        """Every caller, also those whose keys have expired or were revoked."""
         return (self._issued.callers if self._issued else {}) | self.own
 
     def _found(self, key: str) -> Caller | None:

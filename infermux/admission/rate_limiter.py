@@ -193,8 +193,7 @@ class _Table:
     """The mapped file in one process; `with` locks it against other threads and processes.
 
     A hash table with linear probing, keyed by the SHA-256 of the caller's name. If no record within
-    _PROBES is free, the one idle for longest is evicted. After 61 s idle it has no counts; if it is
-    evicted earlier, its caller starts from zero: too many callers weaken the limits.
+    _PROBES is free, the one idle for longest is evicted: too many callers weaken the limits.
 
     flock, unlike lockf, also excludes two tables of one process. It is called with the GIL held:
     fcntl.flock releases it, and every process of the host would wait until a busy one gets it back.

@@ -117,9 +117,9 @@ class Batch:
 
     def _over(self) -> bool:
         with self._state:
-            if self._threads and not (self.stopped and not self._busy):
-                self._state.wait(TICK_SECONDS)
-            return not self._threads or bool(self.stopped and not self._busy)
+            return self._state.wait_for(
+                lambda: not self._threads or (bool(self.stopped) and not self._busy), TICK_SECONDS
+            )
 
     def _fail(self, error: BaseException) -> None:
         self.error = self.error or error
@@ -267,8 +267,7 @@ class Batch:
         if self.budget is None:
             return True
         with self._state:
-            while not self.stopped and self._held and not self._has_room(worst):
-                self._state.wait()
+            self._state.wait_for(lambda: self.stopped or not self._held or self._has_room(worst))
             if not self.stopped and not self._has_room(worst):
                 self.stop("budget")
             if not self.stopped:

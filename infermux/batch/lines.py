@@ -86,8 +86,8 @@ class Done:
         self.cost += pico - before
         if pico and not ok:
             self.failed[number] = pico
-        self.is_repeated = self.is_repeated or number in self or (self._retry and not ok)
         if number in self or (self._retry and not ok):
+            self.is_repeated = True
             return
         byte, bit = divmod(number, 8)
         self._bits.extend(bytes(max(0, byte + 1 - len(self._bits))))

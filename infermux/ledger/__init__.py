@@ -11,6 +11,7 @@ written now. `stores` has keys, cached answers and files, `reports` and `recent`
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import InitVar, dataclass, replace
 from datetime import UTC, tzinfo
 from decimal import Decimal
@@ -117,13 +118,11 @@ class Budget:
 
 
 def _pico(usd: str | int | Decimal) -> int:
-    try:
+    with suppress(ArithmeticError, ValueError):
         dollars = Decimal(usd)
-    except (ArithmeticError, ValueError):
-        raise ValueError(f'usd is dollars as text, such as "5.00", not {usd!r}') from None
-    if not dollars.is_finite() or dollars != round(dollars, 12):
-        raise ValueError(f'usd is dollars as text, such as "5.00", not {usd!r}')
-    return int(dollars * PICO)
+        if dollars.is_finite() and dollars == round(dollars, 12):
+            return int(dollars * PICO)
+    raise ValueError(f'usd is dollars as text, such as "5.00", not {usd!r}')
 
 
 def configured_budget(key: KeyConfig, teams: Iterable[TeamConfig]) -> Budget | None:

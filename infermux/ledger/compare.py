@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from itertools import chain
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..errors import RequestError, counted, printable, shown
@@ -166,14 +167,9 @@ def _is_of(record: Record, name: str) -> bool:
 # -- figures --
 
 
-def _of_answer(field: str) -> Value:
-    """Return a function for a field of the calls that were answered."""
-
-    def value(record: Record) -> float | None:
-        found: float | None = getattr(record.call, field)
-        return found if record.call.status == "ok" else None
-
-    return value
+def _answered(field: str, record: Record) -> float | None:
+    found: float | None = getattr(record.call, field)
+    return found if record.call.status == "ok" else None
 
 
 def _cost(record: Record) -> float | None:
@@ -184,10 +180,6 @@ def _error(record: Record) -> float | None:
     return 100.0 * (record.call.status != "ok")
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _percentile(percent: int, values: Sequence[float]) -> float:
     return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
 
@@ -195,13 +187,13 @@ def _percentile(percent: int, values: Sequence[float]) -> float:
 Statistic = Callable[[Sequence[float]], float]
 _median = partial(_percentile, 50)
 _FIGURES: tuple[tuple[str, str, Value, Statistic], ...] = (
-    ("errors", "%", _error, _mean),
-    ("cost per call", "USD", _cost, _mean),
-    ("latency, mean", "ms", _of_answer("latency_ms"), _mean),
-    ("latency, median", "ms", _of_answer("latency_ms"), _median),
-    ("latency, p95", "ms", _of_answer("latency_ms"), partial(_percentile, 95)),
-    ("first token, median", "ms", _of_answer("first_token_ms"), _median),
-    ("output tokens", "", _of_answer("output_tokens"), _mean),
+    ("errors", "%", _error, fmean),
+    ("cost per call", "USD", _cost, fmean),
+    ("latency, mean", "ms", partial(_answered, "latency_ms"), fmean),
+    ("latency, median", "ms", partial(_answered, "latency_ms"), _median),
+    ("latency, p95", "ms", partial(_answered, "latency_ms"), partial(_percentile, 95)),
+    ("first token, median", "ms", partial(_answered, "first_token_ms"), _median),
+    ("output tokens", "", partial(_answered, "output_tokens"), fmean),
 )
 Sides = tuple[Sequence[Record], Sequence[Record]]
 
@@ -225,7 +217,7 @@ def _figure(
 def _shares(sides: Sides, paired: bool) -> list[Figure]:
     counts = Counter(filter(None, map(_reason, chain(*sides))))
     return [
-        _figure(f"finish: {reason}", "%", partial(_is_reason, reason), _mean, sides, paired)
+        _figure(f"finish: {reason}", "%", partial(_is_reason, reason), fmean, sides, paired)
         for reason, _ in counts.most_common(MAX_REASONS)
     ]
 

@@ -33,6 +33,13 @@ class Job:
     wake: SimpleQueue[None] = field(default_factory=SimpleQueue)  # its thread waits on it
 
 
+def started(name: str, work: Callable[..., object], *given: object) -> threading.Thread:
+    """Return a thread that does *work*, and does not keep the process from its end."""
+    thread = threading.Thread(target=work, args=given, name=f"infermux-{name}", daemon=True)
+    thread.start()
+    return thread
+
+
 def fail(jobs: Sequence[Job], error: Exception, commit: Callable[[Sequence[Job]], None]) -> None:
     """End the jobs of a commit that failed; each gets an error object of its own to raise.
 

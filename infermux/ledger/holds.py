@@ -9,13 +9,19 @@ from typing import NamedTuple
 
 from ..errors import BudgetExceeded
 from ..pricing import usd
-from . import LOST, AttemptRow, Budget, CallRow, Hold, Record
-from .periods import ms
+from . import LOST, TEAM, USER, Adjustment, AttemptRow, Budget, CallRow, Hold, Record
+from .periods import SLOT, ms
+from .stores import Sql
 
 MAX_USERS = 100_000  # end users whose budgets are counted at a time
 WARN_MS = 3_600_000  # between two warnings about a budget
 MICRO = 10**6  # pico-USD
 MAX_SPENT = 9 * 10**18  # pico-USD: the most that a period starts with, or that a hold makes it have
+_LOST = f"FROM calls WHERE at_ns = ? AND id = ? AND status = '{LOST}'"
+LOST_COST = f"SELECT cost {_LOST}"
+_TAKE_BACK = f"DELETE {_LOST} RETURNING caller, cost"
+_TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = ? AND call_id = ?"
+_ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Rules(NamedTuple):
@@ -84,6 +90,42 @@ def decide(
         if warns and found.warned_ms <= ms(rules.at) - WARN_MS:
             warn.append(budget)
     return hold._replace(over=over, warn=tuple(warn)) if over else hold
+
+
+def slots(budget: Budget, at: float, zone: tzinfo) -> tuple[int, int]:
+    """Return the first slot of the period that contains *at*, and that of the next one."""
+    end = budget.resets(at, zone)
+    return int(budget.start(at, zone) // SLOT), int((9e9 if end is None else end) // SLOT)
+
+
+def expired(id: str, owner: str, pico: int, at_ms: int, about: str) -> Hold:
+    """Return a hold, as the ledger stores it, of a call that nobody settled."""
+    caller = owner.removeprefix(TEAM).removeprefix(USER).partition(USER)[0]
+    return Hold(id, Budget(caller, 0), pico, at_ms / 1000, about=about)
+
+
+def lost_place(hold: Hold) -> tuple[int, str]:
+    """Return the start and id of the row that a call has when it is taken for lost."""
+    return lost_record(hold).call.at_ns, hold.call_id
+
+
+def take_back(sql: Sql, at_ns: int, id: str) -> tuple[str, int] | None:
+    """Remove the rows of a call that was taken for lost; return its caller and its cost."""
+    found: tuple[str, int] | None = sql.execute(_TAKE_BACK, (at_ns, id)).fetchone()
+    if found is not None:
+        sql.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
+    return found
+
+
+def adjusted(
+    sql: Sql, budget: Budget, more: int | None, spent: int, at: float, key: str
+) -> Adjustment:
+    """Write and return an operator's change; *more*: None if what is *spent* is forgiven."""
+    action, pico = ("reset", spent) if more is None else ("raise", more)
+    team = int(bool(budget.members))
+    made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
+    sql.execute(_ADJUSTED, made)
+    return made
 
 
 def lost_record(hold: Hold) -> Record:

@@ -39,7 +39,7 @@ def _names(slot: int, zone: tzinfo) -> tuple[str, str, str]:
 
 
 def start(period: str, at: float, zone: tzinfo = UTC) -> float:
-    """Return when the period that contains *at* starts, in seconds since 1970; total: 0."""
+    """See `Budget.start`."""
     if period == "total":
         return 0.0
     day = local(at, zone).date()
@@ -47,7 +47,7 @@ def start(period: str, at: float, zone: tzinfo = UTC) -> float:
 
 
 def end(period: str, at: float, zone: tzinfo = UTC) -> float | None:
-    """Return when the next period starts, in seconds since 1970; None for a total."""
+    """See `Budget.resets`."""
     return None if period == "total" else _end(period, int(at // SLOT), zone)
 
 

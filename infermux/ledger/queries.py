@@ -47,12 +47,10 @@ class Where:
     def __init__(self, since: int | None, until: int | None, caller: str | None) -> None:
         self._conditions: list[str] = []
         self.values: list[str | int] = []
-        if since is not None:
-            self.add("c.at_ns >= ?", since)
-        if until is not None:
-            self.add("c.at_ns < ?", until)
-        if caller is not None:
-            self.add("c.caller = ?", caller)
+        bounds = {"c.at_ns >= ?": since, "c.at_ns < ?": until, "c.caller = ?": caller}
+        for condition, value in bounds.items():
+            if value is not None:
+                self.add(condition, value)
 
     def add(self, condition: str, *values: str | int) -> None:
         """Add a condition and its values."""
@@ -139,17 +137,15 @@ _OF_ATTEMPT = {  # a call without any attempt counts under the name ""
 }
 _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:9])
 # micro-dollars and the rest are summed apart: pico-dollars would overflow at nine million USD
-_COST = """coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0),
-    coalesce(sum({0}.unpriced), 0)"""
-_SAVED = "coalesce(sum({0}.cache_saved / 1000000), 0), coalesce(sum({0}.cache_saved % 1000000), 0)"
-_ASSUMED = "coalesce(sum({0} / 1000000), 0), coalesce(sum({0} % 1000000), 0)"
-_FAILED = "sum(CASE WHEN c.status <> 'ok' THEN 1 ELSE 0 END)"
-_CALLS = f"""count(*), sum(c.attempts), {_FAILED}, {_SUMS}, {_COST},
-    sum(c.estimated), {_SAVED}, {_ASSUMED.format("c.assumed")}""".format("c")
+_MONEY = "coalesce(sum({0} / 1000000), 0), coalesce(sum({0} % 1000000), 0)"
+_COST = f"{_MONEY.format('{0}.cost')}, coalesce(sum({{0}}.unpriced), 0)"
+_SAVED = _MONEY.format("{0}.cache_saved")
+_CALLS = f"""count(*), sum(c.attempts), sum(CASE WHEN c.status <> 'ok' THEN 1 ELSE 0 END), {_SUMS},
+    {_COST}, sum(c.estimated), {_SAVED}, {_MONEY.format("c.assumed")}""".format("c")
 _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
     sum(CASE WHEN c.status <> 'ok' THEN coalesce(a.final, 1) ELSE 0 END), {_SUMS}, {_COST},
     sum(c.estimated * coalesce(a.final, 1)), {_SAVED},
-    {_ASSUMED.format("a.assumed * a.cost")}""".format("a")
+    {_MONEY.format("a.assumed * a.cost")}""".format("a")
 
 
 def totals(
@@ -173,8 +169,14 @@ def totals(
         join = "JOIN" if "attempt_error" in names and not every else "LEFT JOIN"
         source += f" {join} attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id"
         sums = _ATTEMPTS
-    group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
+    group = group_by(columns)
     return f"SELECT {', '.join([*columns, sums])} FROM {source}{where}{group}", where.values
+
+
+def group_by(columns: Sequence[str]) -> str:
+    """Return the clause that groups by the first columns of a query."""
+    places = ", ".join(str(n) for n in range(1, len(columns) + 1))
+    return f" GROUP BY {places}" if places else ""
 
 
 def _column(name: str, zone: tzinfo) -> str:

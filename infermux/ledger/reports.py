@@ -25,10 +25,9 @@ from . import (
     CallRow,
     Record,
     Total,
-    queries,
     summed,
 )
-from .periods import end, local, midnight, start, step_name
+from .periods import end, local, midnight, ns, start, step_name
 from .sql import Ledger
 
 DEFAULT_ROWS = 1000
@@ -294,9 +293,8 @@ def _adjustment_dict(change: Adjustment) -> JSON:
 
 def export(file: Ledger, span: Period) -> Iterator[list[Record]]:
     """Yield the calls of a period by the thousand, oldest first."""
-    since, until = queries.bounds(span.since or 0.0, 9e9 if span.until is None else span.until)
-    last: tuple[int, str] = (since or 0, "")
-    while page := file.page(last, until or 0):
+    last, until = (ns(span.since or 0.0), ""), ns(9e9 if span.until is None else span.until)
+    while page := file.page(last, until):
         yield page
         last = (page[-1].call.at_ns, page[-1].call.id)
 

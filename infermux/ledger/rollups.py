@@ -9,14 +9,14 @@ a report never depends on when its sums were made.
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, tzinfo
 from typing import Any, NamedTuple, Protocol
 
 from . import LedgerUnavailable, Total, queries, stores, summed
-from .periods import DAY, MAX_INTEGER, SLOT, ns, step_name
+from .groups import started
+from .periods import DAY, MAX_INTEGER, SLOT, ns, start, step_name
 from .stores import Ask, Sql
 
 ROLLED, PRUNED = 1, 2
@@ -148,23 +148,37 @@ def totals(ask: Ask, question: Question) -> Iterator[Sequence[Any]]:
         yield from ask(*queries.totals(question.by, *question[1:]))
         return
     full = {day for day, state in known.items() if state == ROLLED}
-    for day in days_with_calls(ask, question.since, question.until, full):
+    for day in steps_with_calls(ask, question.since, question.until, full):
         since = max(question.since, day * DAY_NS)
         until = min(question.until, (day + 1) * DAY_NS)
         yield from ask(*queries.totals(question.by, since, until, *question[3:]))
 
 
-def days_with_calls(ask: Ask, since: int, until: int, skipped: set[int]) -> Iterator[int]:
-    """Yield the days that have calls, except *skipped* ones."""
+def steps_with_calls(
+    ask: Ask, since: int, until: int, skipped: Collection[int] = (), size: int = DAY_NS
+) -> Iterator[int]:
+    """Yield the days that have calls, or the steps of *size* ns, except *skipped* ones.
+
+    Both are numbered since 1970. *since* and *until* are in nanoseconds.
+    """
     at = max(since, 0)
-    while found := ask(NEXT, (at, until)):
-        day = found[0][0] // DAY_NS
-        if day not in skipped:
-            yield day
-        day += 1
-        while day in skipped:
-            day += 1
-        at = day * DAY_NS
+    while at < until:
+        if at // size not in skipped:
+            if not (found := ask(NEXT, (at, until))):
+                return
+            at = found[0][0]
+            if at // size not in skipped:
+                yield at // size
+        at = (at // size + 1) * size
+
+
+def needed_from(end: int) -> tuple[int, str]:
+    """Return the first slot and month that budgets need when the days before *end* are removed.
+
+    They need the current month, in every time zone.
+    """
+    slot = int(start("month", end * DAY) - 2 * DAY) // SLOT
+    return slot, step_name("day", end * DAY - 2 * DAY)[:7]
 
 
 def _summed(question: Question, kind: int, days: Sequence[int]) -> tuple[str, list[str | int]]:
@@ -182,7 +196,7 @@ def _summed(question: Question, kind: int, days: Sequence[int]) -> tuple[str, li
         values.append(queries.bindable(question.caller))
     if "attempt_error" in question.by:
         where += " AND attempt_error IS NOT NULL"
-    group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
+    group = queries.group_by(columns)
     return f"SELECT {', '.join([*columns, SUM])} FROM rollups WHERE {where}{group}", values
 
 
@@ -195,7 +209,7 @@ def roll(file: Database, now: float, since: int = 0, until: int = MAX_INTEGER) -
 
     def missing(ask: Ask) -> list[int]:
         done = {day for (day,) in ask("SELECT day FROM rolled WHERE state > 0", ())}
-        return list(days_with_calls(ask, -(-since // DAY_NS) * DAY_NS, end, done))
+        return list(steps_with_calls(ask, -(-since // DAY_NS) * DAY_NS, end, done))
 
     for day in file.snapshot(missing):
         roll_day(file, day)
@@ -250,11 +264,16 @@ def store_rows(sql: Sql, day: int, sums: Sequence[Sequence[tuple[Any, ...]]]) ->
 # -- checking --
 
 
-def problems(ask: Ask, summed: str) -> Iterator[str]:
-    """Yield sums that differ from their rows; *summed* asks for the sum of each caller."""
+def problems(ask: Ask, held: str, summed: str) -> Iterator[str]:
+    """Yield sums that differ from their rows.
+
+    *held* asks for the budgets that hold what their calls do not, *summed* for each caller's sum.
+    """
+    for owner, period, kept, by_calls in ask(held, ()):
+        yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {by_calls}"
     states = dict(ask("SELECT day, state FROM rolled WHERE state > 0", ()))
     spent: dict[str, int] = dict(ask(_PRUNED_COST, ()))
-    for day in days_with_calls(ask, 0, MAX_INTEGER, set()):
+    for day in steps_with_calls(ask, 0, MAX_INTEGER):
         name = step_name("day", day * DAY)
         since, until = day * DAY_NS, (day + 1) * DAY_NS
         [(differ,)] = ask(_DIFFER, (since, until) * 2)
@@ -310,9 +329,7 @@ class Maintenance:
             self._due = now + later / 60
         elif now >= self._due:
             self._due = now + later
-            thread = threading.Thread(target=self.run, args=(now,), name="infermux-ledger")
-            thread.daemon = True
-            thread.start()
+            started("ledger", self.run, now)
 
     def run(self, now: float) -> None:
         """Do what is due now."""

@@ -24,6 +24,7 @@ from ..errors import counted
 from ..types import POSIX
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
 from .files import identity, lock, opened, unlock
+from .groups import started
 
 BATCH_BYTES = 65_536  # read at once, about 50 lines, to keep transactions short
 BATCH_LINES = 50
@@ -31,7 +32,6 @@ MAX_WAITING = 4096  # lines in memory, about 5 MB, while the spool cannot be wri
 LOCK_SECONDS = 0.1  # the lock of the file is only held for an append or a rename
 DRAIN_SECONDS = 1.0  # between two attempts to drain
 CLOSE_SECONDS = 2.0  # to wait for a batch when the process ends
-_DRAINING = ".draining"
 log = logging.getLogger("infermux")
 
 
@@ -50,6 +50,7 @@ class Spool:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._files = path, f"{path}.draining"
         self.lost = 0  # lines that were dropped or could not be read
         self.waiting: deque[bytes] = deque()  # lines in memory
         self._lock = threading.Lock()  # of `waiting` and `lost`
@@ -75,13 +76,11 @@ class Spool:
 
     def is_empty(self) -> bool:
         """Return whether memory and files have no settlements."""
-        return not (
-            self.waiting or os.path.exists(self.path) or os.path.exists(self.path + _DRAINING)
-        )
+        return not (self.waiting or any(map(os.path.exists, self._files)))
 
     def lines(self) -> int:
         """Return the number of lines in the files."""
-        return sum(map(self._lines, (self.path, self.path + _DRAINING)))
+        return sum(map(self._lines, self._files))
 
     def drain_later(self, write: Write) -> None:
         """Start a thread that tries to drain every second until the spool is empty."""
@@ -89,10 +88,7 @@ class Spool:
             return
         with self._starting:
             if self._thread is None and not self._stopped.is_set():
-                self._thread = threading.Thread(
-                    target=self._keep_draining, args=(write,), name="infermux-spool", daemon=True
-                )
-                self._thread.start()
+                self._thread = started("spool", self._keep_draining, write)
 
     def close(self, write: Write) -> None:
         """Stop the thread, drain once more, and log how many settlements are lost."""
@@ -149,11 +145,11 @@ class Spool:
                     self._write(write, lines)
                     os.ftruncate(file, start)
                 if POSIX:
-                    os.unlink(self.path + _DRAINING)
+                    os.unlink(self._files[1])
             finally:
                 unlock(file)
             if not POSIX:  # Windows removes no open file
-                os.unlink(self.path + _DRAINING)
+                os.unlink(self._files[1])
 
     def _flush(self) -> None:
         """Append the lines in memory, if the file can be written again."""
@@ -177,7 +173,7 @@ class Spool:
 
     def _take(self) -> int | None:
         """Return the locked file to drain, or None if there is none or another process has it."""
-        taken = self.path + _DRAINING
+        _, taken = self._files
         try:
             if not os.path.exists(taken):
                 # No line is being appended; Windows renames no open file.
@@ -199,26 +195,9 @@ class Spool:
     def _write(self, write: Write, lines: Sequence[bytes]) -> None:
         found = [decoded(line) for line in lines]
         good = [each for each in found if each is not None]
-        lost = len(found) - len(good)
-        try:
-            if good:
-                write(good)
-        except (LedgerUnavailable, OSError):
-            raise
-        except Exception:  # one that the ledger refuses must not block the others
-            lost += sum([not self._write_one(write, each) for each in good])
+        lost = len(found) - len(good) + _refused(write, good)
         with self._lock:
             self.lost += lost
-
-    def _write_one(self, write: Write, settlement: Deferred) -> bool:
-        try:
-            write([settlement])
-        except (LedgerUnavailable, OSError):
-            raise
-        except Exception:
-            log.exception("the call %s cannot be recorded", settlement.record.call.id)
-            return False
-        return True
 
     def _lines(self, path: str) -> int:
         """Count the lines of a file; if it has grown since the last count, read only the rest."""
@@ -236,6 +215,21 @@ class Spool:
             return 0
         self._counted[path] = found, at, count
         return count
+
+
+def _refused(write: Write, batch: Sequence[Deferred]) -> int:
+    """Write settlements; return how many the ledger refuses: one must not block the others."""
+    try:
+        if batch:
+            write(batch)
+        return 0
+    except (LedgerUnavailable, OSError):
+        raise
+    except Exception:
+        if len(batch) > 1:
+            return sum([_refused(write, [each]) for each in batch])
+        log.exception("the call %s cannot be recorded", batch[0].record.call.id)
+        return 1
 
 
 def encoded(settlement: Deferred) -> bytes:

@@ -40,7 +40,6 @@ from .stores.objects import Objects
 
 T = TypeVar("T")
 ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
-ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Ledger(ABC):
@@ -259,18 +258,17 @@ class Ledger(ABC):
 
     def rows(self, **chosen: Any) -> list[Record]:
         """Return the calls that are chosen as `queries.rows` says, newest first."""
-        return self._records(*queries.rows(**chosen))
+        return self._records(self._read, *queries.rows(**chosen))
 
     def call(self, id: str) -> Record | None:
         """Return the call whose id starts with *id*; raise RequestError if short or ambiguous."""
-        found = self._records(*queries.call(id))
+        found = self._records(self._read, *queries.call(id))
         if len(found) > 1:
             raise RequestError(f"several call ids begin with {shown(id)}", param="id")
         return found[0] if found else None
 
-    def _records(self, query: str, values: Sequence[str | int]) -> list[Record]:
-        calls = list(map(CallRow._make, self._read(query, values)))
-        return list(self.with_attempts(self._read, calls))
+    def _records(self, ask: Ask, query: str, values: Sequence[str | int]) -> list[Record]:
+        return list(self.with_attempts(ask, list(map(CallRow._make, ask(query, values)))))
 
     def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
         """Yield the records of calls, in order."""
@@ -280,12 +278,7 @@ class Ledger(ABC):
 
     def page(self, last: tuple[int, str], until: int) -> list[Record]:
         """Return the next calls after *last* (start and id) that start before *until* (ns)."""
-
-        def work(ask: Ask) -> list[Record]:
-            calls = list(map(CallRow._make, ask(*queries.page(last, until))))
-            return list(self.with_attempts(ask, calls))
-
-        return self.snapshot(work)
+        return self.snapshot(lambda ask: self._records(ask, *queries.page(last, until)))
 
     def totals(
         self,

@@ -394,7 +394,7 @@ def _entry(data: Mapping[str, Any] | str) -> Target | Route:
 
 
 def _by_name(table: Mapping[Target, Any]) -> JSON:
-    return {f"{target[0]}/{target[1]}": value for target, value in table.items()}
+    return {str(target): value for target, value in table.items()}
 
 
 def _by_target(table: Mapping[str, Any]) -> dict[Target, Any]:

@@ -314,6 +314,5 @@ def for_target(
         dropped,
         lenient,
     )
-    if request.passed is not None:
-        made.passed = request.passed
+    made.passed = request.passed
     return made

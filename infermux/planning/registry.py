@@ -93,8 +93,11 @@ class Registry:
         else:
             served = {name: self.providers(name) for name in names}
             found = {each.name: [n for n in served if each.name in served[n]] for each in self}
-        known = [name for name in found if names is None or found[name]]
-        listed = [{"name": name, "models": found[name]} | self._passed(name) for name in known]
+        listed = [
+            {"name": name, "models": models} | self._passed(name)
+            for name, models in found.items()
+            if models or names is None
+        ]
         return {"providers": listed}
 
     def _passed(self, name: str) -> JSON:
@@ -234,9 +237,7 @@ class Registry:
     def _named(self, name: str, path: tuple[str, ...]) -> Route:
         if name in path:
             raise ConfigError(f"model name {name!r} is circular: {' -> '.join((*path, name))}")
-        if len(path) >= MAX_DEPTH:
-            raise ConfigError(f"model name {path[0]!r} is nested deeper than {MAX_DEPTH} names")
-        own, inside = self._names[name], (*path, name)
+        own, inside = self._names[name], _deeper(path, name)
         groups = [self._entry(target, inside) for target in own.targets]
         fallback = [self._entry(target, inside) for target in own.fallback]
         return _route(name, own, groups, fallback)
@@ -291,9 +292,7 @@ class Registry:
         self, name: str, found: Pattern, texts: tuple[str, ...], path: tuple[str, ...]
     ) -> Route:
         """Return the route of *name*; targets that no provider has are left out, unless all are."""
-        if len(path) >= MAX_DEPTH:
-            raise ConfigError(f"model name {path[0]!r} is nested deeper than {MAX_DEPTH} names")
-        own, inside = self._patterns[found], (*path, found.text)
+        own, inside = self._patterns[found], _deeper(path, found.text)
         missing: list[ModelNotFound] = []
 
         def entries(target: str) -> tuple[Target | Route, ...]:
@@ -353,6 +352,12 @@ class Registry:
             if each.models:
                 return _first(each)
         raise ModelNotFound("no configured provider lists a model", param="model")
+
+
+def _deeper(path: tuple[str, ...], name: str) -> tuple[str, ...]:
+    if len(path) >= MAX_DEPTH:
+        raise ConfigError(f"model name {path[0]!r} is nested deeper than {MAX_DEPTH} names")
+    return (*path, name)
 
 
 def flat(route: Route) -> Iterator[Target]:

@@ -79,7 +79,7 @@ def charge(
 
 
 def find(provider: str, model: str) -> Price | None:
-    """Return the shipped price of a model id, or None; its dated and prefixed forms match, too."""
+    """Return the shipped price of a model id, or None; see `PriceTable.find`."""
     return shipped().find(provider, model)
 
 

@@ -13,7 +13,8 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from . import Price, PriceTable, public, shipped
-from .tariff import STANDARD, Tariff
+from .price import CLASSES, by_class
+from .tariff import STANDARD
 
 MAX_AGE_DAYS = 90  # after which a warning says that the prices are old
 _COMPARED = ("input", "output", "cached_input", "cache_write", "cache_write_1h")
@@ -84,19 +85,13 @@ def differences(price: Price, theirs: Price, today: date) -> Iterator[Difference
             side.rates_for(size + 1 if size else 0, at=moment, service=STANDARD)
             for side in (replace(price, peak=None), theirs)
         )
+        billed = dict(zip(CLASSES, by_class(here), strict=True))
         for name in _COMPARED:
             ours, other = getattr(here, name), getattr(there, name)
             if other is None or ours == other:
                 continue
             if price.peak is not None and other == getattr(price.peak.rates, name):
                 continue  # a table without hours may list the price of the dear ones
-            if ours is not None or other not in (0, _fallback(here, name)):
+            if ours is not None or other not in (0, billed[name]):
                 figure = name + (f" over {size}" if size else "")
                 yield Difference(f"{theirs.provider}/{theirs.id}", figure, ours, other)
-
-
-def _fallback(rates: Tariff, name: str) -> Decimal | None:
-    if name == "output":
-        return None
-    hour = name == "cache_write_1h" and rates.cache_write is not None
-    return rates.cache_write if hour else rates.input

@@ -34,8 +34,8 @@ from .tariff import (
 PICO = 10**12  # pico-USD in a dollar
 EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # wide enough for every float
 _PER_TOKEN = PICO // 10**6  # pico-USD per token for each USD per million
-# tokens, or pico-USD per token: input that is uncached, cached, written to a cache, written to it
-# for an hour; output
+CLASSES = ("input", "cached_input", "cache_write", "cache_write_1h", "output")
+# tokens of each class, or pico-USD per token
 _Units = tuple[int, int, int, int, int]
 
 
@@ -140,7 +140,15 @@ def cost(
     counts, service = _counts(usage), _service(price, usage.service_tier or service_tier)
     if service is None:
         return None
-    plain = not (usage.fees or usage.geo or _has_media(usage))
+    plain = not (
+        usage.fees
+        or usage.geo
+        or usage.input_audio_tokens
+        or usage.input_image_tokens
+        or usage.input_video_tokens
+        or usage.output_audio_tokens
+        or usage.output_image_tokens
+    )
     if plain and price.units is not None and (service is STANDARD or not service.sets):
         return int(sum(map(mul, counts, price.units)))  # the usual case
     moment = at or datetime.now(UTC)
@@ -190,16 +198,6 @@ def _counts(usage: Usage) -> _Units:
     return max(0, all_in - cached - write), cached, write - write_1h, write_1h, output
 
 
-def _has_media(usage: Usage) -> bool:
-    return bool(
-        usage.input_audio_tokens
-        or usage.input_image_tokens
-        or usage.input_video_tokens
-        or usage.output_audio_tokens
-        or usage.output_image_tokens
-    )
-
-
 def _classes(
     usage: Usage, counts: _Units, rates: Tariff, as_text: tuple[str, ...]
 ) -> list[tuple[int, Decimal | None]]:
@@ -208,7 +206,7 @@ def _classes(
     What is cached or written to the cache is text, but for cached audio.
     """
     fresh, cached, write, hour, output = counts
-    plain, by_cache, *written, _ = _by_class(rates)
+    plain, by_cache, *written, _ = by_class(rates)
     found: list[tuple[int, Decimal | None]] = []
     hidden = min(usage.cached_audio_tokens or 0, cached, usage.input_audio_tokens or 0)
     for name in ("audio", "image", "video"):
@@ -253,7 +251,8 @@ def _geo(usage: Usage, price: Price) -> Decimal | None:
     return Decimal(1) if where in ANYWHERE else dict(price.geo).get(where)
 
 
-def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
+def by_class(rates: Tariff) -> tuple[Decimal, ...]:
+    """Return the rates of CLASSES; what is not listed costs what its fallback does."""
     fresh = rates.input or Decimal(0)
     write = fresh if rates.cache_write is None else rates.cache_write
     return (
@@ -266,7 +265,7 @@ def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
 
 
 def _units(rates: Tariff) -> _Units | None:
-    units = [EXACT.multiply(rate, _PER_TOKEN) for rate in _by_class(rates)]
+    units = [EXACT.multiply(rate, _PER_TOKEN) for rate in by_class(rates)]
     if rates.output is None or any(unit != int(unit) for unit in units):
         return None
     fresh, cached, write, hour, output = map(int, units)

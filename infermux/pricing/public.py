@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import ConfigError, shown
@@ -143,32 +144,35 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _of_any_kind(stored: Any, today: date) -> PublicTable | None:
-    if isinstance(stored, dict) and _any_has("litellm_provider", stored.values()):
-        table = PublicTable(LITELLM)
-        for id, entry in stored.items():
-            table.take(_litellm, id, entry)
-        return table
-    providers = stored.get("providers") if isinstance(stored, dict) else stored
-    if isinstance(providers, list) and _any_has("models", providers):
-        table = PublicTable(GENAI)
-        for provider in providers:
-            table.take(_genai, _id(provider), provider, today)
-        return table
-    models = stored.get("data") if isinstance(stored, dict) else None
-    if isinstance(models, list) and _any_has("pricing", models):
-        table = PublicTable(OPENROUTER)
-        for model in models:
-            table.take(_openrouter, _id(model), model)
-        return table
+    named = stored if isinstance(stored, dict) else {}
+    providers, models = named.get("providers", stored), named.get("data", ())
+    if _any_has("litellm_provider", list(named.values())):
+        return _taken(LITELLM, _litellm, named.items())
+    if _any_has("models", providers):
+        return _taken(
+            GENAI, partial(_genai, today=today), ((_id(each), each) for each in providers)
+        )
+    if _any_has("pricing", models):
+        return _taken(OPENROUTER, _openrouter, ((_id(each), each) for each in models))
     return None
+
+
+def _taken(
+    source: str, read: Callable[..., None], models: Iterable[tuple[str, Any]]
+) -> PublicTable:
+    table = PublicTable(source)
+    for id, entry in models:
+        table.take(read, id, entry)
+    return table
 
 
 def _id(entry: object) -> str:
     return str(entry.get("id")) if isinstance(entry, dict) else shown(entry)
 
 
-def _any_has(key: str, entries: Iterable[object]) -> bool:
-    return any(isinstance(entry, dict) and key in entry for entry in entries)
+def _any_has(key: str, entries: object) -> bool:
+    listed = entries if isinstance(entries, list) else ()
+    return any(isinstance(entry, dict) and key in entry for entry in listed)
 
 
 # -- litellm --

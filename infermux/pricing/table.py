@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, close_to, shown
+from ..errors import ConfigError
 from .price import Price
 from .tariff import ENTRY, TERMS, Tariff, check_keys, day, terms
 
@@ -267,9 +267,7 @@ def read(stored: object, name: str) -> Layer:
             f'{name} is no price table: it has no table "models"; '
             "`infermux prices update FILE` makes one of a public table"
         )
-    for key in stored:
-        if key not in _KEYS:
-            raise ConfigError(f"{name} has an unknown key {shown(key)}{close_to(key, _KEYS)}")
+    check_keys(stored, _KEYS, name)
     sources = stored.get("sources", {})
     if not isinstance(sources, Mapping) or not all(isinstance(t, str) for t in sources.values()):
         raise ConfigError(f"{name}: sources must be a table of names by letter")

@@ -20,7 +20,7 @@ from .compare import Difference, differences
 from .price import Price
 from .public import OPENROUTER, UNREAD, Listed, PublicTable, Skipped
 from .table import FREE, Entry, PriceTable
-from .tariff import STANDARD, TERMS, Service, Tariff, figure_text, figures
+from .tariff import TERMS, Service, Tariff, figure_text, figures
 
 MAX_RATE = 100_000  # USD per million tokens; more is not a price per token
 LETTERS = {"genai-prices": "g", "litellm": "l", OPENROUTER: "o"}
@@ -216,7 +216,7 @@ def _all_rates(price: Price) -> Iterator[Tariff]:
     yield price.rates
     yield from (tier.rates for tier in price.tiers)
     yield from (change.rates for change in price.next)
-    yield from (service.rates for service in (STANDARD, *price.service))
+    yield from (service.rates for service in price.service)
 
 
 def _said(service: Service) -> str:

@@ -224,6 +224,14 @@ def test_a_call_that_outlives_its_lease_is_counted_all_the_same(ledger: Ledger) 
     assert ledger.totals()[0].cost == 700
 
 
+def test_a_free_call_that_outlives_its_lease_is_recorded(ledger: Ledger) -> None:
+    late = ledger.reserve(DAILY, 0, call_id="late", at=NOON, lease=60)
+    ledger.lose(NOON + 60)
+    assert [record.call.status for record in ledger.rows()] == ["lost"]
+    assert ledger.settle(settled("late", 0), late)
+    assert [record.call.status for record in ledger.rows()] == ["ok"]
+
+
 def test_a_failover_tops_up_or_leaves_the_hold_as_it_was(ledger: Ledger) -> None:
     hold = ledger.reserve(DAILY, 600, call_id="a", at=NOON, lease=60)
     with pytest.raises(BudgetExceeded):

@@ -116,15 +116,11 @@ class Cells:
     def _number(self, name: str, what: str) -> Fraction:
         text = self._cells[name]
         found = _NUMBER.fullmatch(text)
-        if found is None:
-            if _COMMA.fullmatch(text):
-                raise self.bad(
-                    name, f"the {what} has a decimal comma: write 0.5, not {shown(text)}"
-                )
+        if found is None and _COMMA.fullmatch(text):
+            raise self.bad(name, f"the {what} has a decimal comma: write 0.5, not {shown(text)}")
+        if found is None or (found["group"] and found["power"]):
             raise self.bad(name, f"the {what} is not a number: {shown(text)}")
         whole, group = found["whole"], found["group"]
-        if group and found["power"]:
-            raise self.bad(name, f"the {what} is not a number: {shown(text)}")
         if group == "," and self._commas and whole.count(",") == 1 and not found["part"]:
             both = f"{whole.replace(',', '')} or {whole.replace(',', '.')}, not {shown(whole)}"
             raise self.bad(name, f"the {what} may have a decimal comma: write {both}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 
-from ...errors import RequestError, shown
+from ...errors import shown
 from ...pricing import PriceTable, shipped
 from . import Bill, Charge, focus, table, usage
 from .cells import BadCell, Cells
@@ -60,10 +60,10 @@ _MAX_UNREAD = 10_000  # messages that are stored
 
 @dataclass(frozen=True)
 class Format:
-    """A format; a table has the first one whose columns it has."""
+    """A format; a table has the first one whose columns it has. See `Bill` for *vendors*."""
 
     title: str
-    vendors: tuple[str, ...]  # names that a provider of the vendor may have
+    vendors: tuple[str, ...]
     needs: tuple[tuple[str, ...], ...]  # one column of each
     read: Read
     knows: str = ""  # a pattern for further columns that do not affect the cost
@@ -83,7 +83,7 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     """
     found = table.read(data)
     if sign := _SIGN.search(names := table.names(found.columns.values())):
-        raise _refused(f"the currency must be usd, not {sign[0]} (columns: {names})")
+        table.refuse(f"the currency must be usd, not {sign[0]} (columns: {names})")
     form = next((each for each in FORMATS if each.fits(found.columns)), None) or _plain(found)
     bill = Bill(next(iter(form.vendors), ""), priced=form.priced, title=form.title)
     bill.vendors = form.vendors
@@ -105,7 +105,7 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
         if form.vendors == focus.ANY and not charges[0].outside:
             clouds.update(focus.vendors(cells))
     if both := found.twice & asked:
-        raise _refused(f"the column {shown(found.columns[min(both)])} is there twice")
+        table.refuse(f"the column {shown(found.columns[min(both)])} is there twice")
     neutral = re.compile(f"{_NEUTRAL}|{form.knows}")
     columns = found.columns.items()
     unused = [name for key, name in columns if key not in asked and not neutral.fullmatch(key)]
@@ -114,10 +114,6 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     if form.vendors == focus.ANY:
         bill.vendors, bill.vendor = tuple(sorted(clouds)), min(clouds, default="")
     return bill
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError(message, param="reconcile")
 
 
 # -- readers of a line -----------------------------------------------------------------------------
@@ -276,12 +272,12 @@ def _plain(found: Table) -> Format:
         for names in (_PLAIN_DAY, _PLAIN_MODEL, _PLAIN_USD)
     )
     if {"num_model_requests", "num_sessions", "usage_bytes"} & {*columns} and not usd:
-        raise _refused(
+        table.refuse(
             "this is OpenAI's usage of something that is billed by no tokens, without dollars: "
             "export the costs instead"
         )
     if not day or not usd:
-        raise _refused(
+        table.refuse(
             f"the columns {shown(', '.join(columns))} are not those of a known bill; use a table "
             "of date, model and usd, or an export from OpenAI, Anthropic, OpenRouter, DeepSeek or "
             "a cloud (FOCUS)"

@@ -18,6 +18,7 @@ _BEDROCK = re.compile(
 _VERSION = re.compile(r"-v?\d+:\d+\Z", re.ASCII)
 _VARIANT = re.compile(r"(?<=.):(?:free|nitro|floor|online|thinking|extended|exacto|beta|batch)\Z")
 _TURNED = re.compile(r"claude-(\d+(?:-\d+)?)-([a-z]+)\Z", re.ASCII)  # OpenRouter's claude-4.5-haiku
+_USUAL = re.compile(r"claude-([a-z]+)-(\d+(?:-\d+)?)\Z", re.ASCII)
 _CAMEL = re.compile(r"(?<=[a-z\d])(?=[A-Z][a-z])")
 _VERSIONS = re.compile(r"\d\d?", re.ASCII)
 _TOKEN = re.compile(r"[a-z]+|\d+", re.ASCII)
@@ -121,7 +122,5 @@ def _spellings(key: str) -> Iterator[str]:
     for suffix in _SUFFIXES:
         if key.endswith(suffix):
             yield key.removesuffix(suffix)
-    if turned := re.fullmatch(r"claude-([a-z]+)-(\d+(?:-\d+)?)", key, re.ASCII):
-        yield f"claude-{turned[2]}-{turned[1]}"
-    if turned := _TURNED.fullmatch(key):
+    if turned := _USUAL.fullmatch(key) or _TURNED.fullmatch(key):
         yield f"claude-{turned[2]}-{turned[1]}"

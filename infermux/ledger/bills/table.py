@@ -61,10 +61,10 @@ def read(data: bytes) -> Table:
         data = _unpacked(data)
     for magic, problem in _REFUSED:
         if data.startswith(magic):
-            _refuse(f"the bill {problem}")
+            refuse(f"the bill {problem}")
     text, notes = _text(data)
     if not text.strip():
-        _refuse("the bill is empty")
+        refuse("the bill is empty")
     return _json(text, notes) if text.lstrip()[:1] in ("{", "[") else _csv(text, notes)
 
 
@@ -73,7 +73,8 @@ def key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Raise a RequestError for a bill that cannot be read."""
     raise RequestError(message, param="reconcile")
 
 
@@ -87,11 +88,11 @@ def _unpacked(data: bytes) -> bytes:
                 break
             stream = zlib.decompressobj(wbits=31)  # a file may have several parts
     except zlib.error:
-        _refuse("the bill is a damaged gzip file")
+        refuse("the bill is a damaged gzip file")
     if len(found) > MAX_BYTES:
-        _refuse(f"the bill has more than {MAX_BYTES >> 20} MB when it is unpacked")
+        refuse(f"the bill has more than {MAX_BYTES >> 20} MB when it is unpacked")
     if not done:
-        _refuse("the bill is a gzip file that was cut")
+        refuse("the bill is a gzip file that was cut")
     return found
 
 
@@ -107,10 +108,10 @@ def _text(data: bytes) -> tuple[str, tuple[str, ...]]:
         text = data.decode(encoding or "utf-8")
     except UnicodeDecodeError:
         if encoding:
-            _refuse(f"the bill is not text: it cannot be read as {encoding.upper()}")
+            refuse(f"the bill is not text: it cannot be read as {encoding.upper()}")
         text, notes = data.decode("cp1252", "replace"), ("it is not UTF-8: read as Windows-1252",)
     if "\0" in text:
-        _refuse("the bill is not text: it has NUL characters")
+        refuse("the bill is not text: it has NUL characters")
     return text, notes
 
 
@@ -149,7 +150,7 @@ def _numbered(rows: Any, skipped: int) -> Iterator[tuple[int, list[str]]]:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            _refuse(f"line {number} is not CSV: {error}")
+            refuse(f"line {number} is not CSV: {error}")
         if row is None:
             return
         yield number, row
@@ -179,10 +180,9 @@ def _json(text: str, notes: tuple[str, ...]) -> Table:
         found = list(_documents(text))
         records = [(place, _flat(each)) for place, each in found]
     except (ValueError, RecursionError):
-        _refuse("the bill looks like JSON, but is none")
+        refuse("the bill looks like JSON, but is none")
     columns = {name: name for _, record in records for name in record}
-    more = any(record.get("has_more", "") == "true" for _, record in records)
-    if more:
+    if any(record.get("has_more") == "true" for _, record in records):
         notes += ("it says has_more: it is one page of several",)
     keys = {name: key(name) for name in columns}
     empty = dict.fromkeys(keys.values(), "")  # a record may lack members: an empty day has none
@@ -192,7 +192,7 @@ def _json(text: str, notes: tuple[str, ...]) -> Table:
     ]
     known = {keys[name]: name for name in columns if keys[name] not in _PAGE}
     if not known:  # such as the page of a time without usage
-        _refuse("the bill is empty")
+        refuse("the bill is empty")
     return Table(known, iter(lines), frozenset(), notes)
 
 

@@ -119,14 +119,14 @@ class PostgresLedger(Ledger):
         self.spool_path = os.path.abspath(spool)
         self._own_clock, self._migrate, self.patient = clock is not None, migrate, patient
         self._process = _Process(self)
-        self._brief = _Brief(lambda: self._here().database)
+        self._brief = _Brief(lambda: self._database)
 
     # -- time --
 
     def _time(self, at: float) -> float:
         if self._own_clock:
             return at
-        database = self._here().database
+        database = self._database
         if database.now() is None:
             database.synchronize()
         skew = (database.now() or 0.0) - time.time()
@@ -135,7 +135,7 @@ class PostgresLedger(Ledger):
     # -- budgets --
 
     def _reservations(self) -> Reservations:
-        return Reservations(self._here().database, self.zone, self._lose)
+        return Reservations(self._database, self.zone, self._lose)
 
     def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
         return self._reservations().reserve(hold._replace(about=clean(hold.about)), rules)
@@ -191,11 +191,11 @@ class PostgresLedger(Ledger):
         return found
 
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
-        self._settle_all(self._here().database, batch, DRAIN_SECONDS)
+        self._settle_all(self._database, batch, DRAIN_SECONDS)
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
         now, made = self._time(at), self._reservations()
-        return self._here().database.run(lambda link: made.states(link, budgets, now))
+        return self._database.run(lambda link: made.states(link, budgets, now))
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
         return self._reservations().adjust(budget, more, self._time(at))
@@ -214,17 +214,17 @@ class PostgresLedger(Ledger):
 
     def _lose(self, at: float, owners: list[str] | None = None, end: float = 0.0) -> None:
         work = partial(settlements.lose, now=at, zone=self.zone, owners=owners)
-        while self._here().database.run(work, DRAIN_SECONDS, end=end) >= settlements.MAX_LOST:
+        while self._database.run(work, DRAIN_SECONDS, end=end) >= settlements.MAX_LOST:
             pass
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
         work = partial(forget_users, now=self._time(now), zone=self.zone, most=most)
-        self._here().database.run(work, DRAIN_SECONDS)
+        self._database.run(work, DRAIN_SECONDS)
 
     def tidy(self, now: float) -> None:
-        if not self._here().database.is_idle:
+        if not self._database.is_idle:
             super().tidy(now)
-            self._here().database.run(lambda link: link.execute(OLD_RATES), DRAIN_SECONDS)
+            self._database.run(lambda link: link.execute(OLD_RATES), DRAIN_SECONDS)
 
     # -- what else hosts share --
 
@@ -236,10 +236,9 @@ class PostgresLedger(Ledger):
 
     def rates(self, local: Rates) -> SharedRates:
         """Return limits per minute over all hosts; *local* is used while the database is away."""
-        return SharedRates(lambda: self._here().database, local)
+        return SharedRates(lambda: self._database, local)
 
     def publish(self, action: str, provider: str, model: str) -> int:
-        """Send an operator's command to all hosts; return its number."""
         return self._here().circuits.publish(action, provider, model)
 
     def published(self) -> tuple[CircuitCommand, ...]:
@@ -248,13 +247,13 @@ class PostgresLedger(Ledger):
     # -- reading and writing --
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
-        return self._here().database.report(lambda link: read_only(link, work))
+        return self._database.report(lambda link: read_only(link, work))
 
     def write(self, work: Callable[[Any], T]) -> T:
-        return self._here().database.report(lambda link: transact(link, work))
+        return self._database.report(lambda link: transact(link, work))
 
     def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
-        return self._here().database.report(lambda link: Sql(link).ask(query, values))
+        return self._database.report(lambda link: Sql(link).ask(query, values))
 
     def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
         """Yield the records of calls, in order, with their attempts by one query."""
@@ -268,14 +267,13 @@ class PostgresLedger(Ledger):
 
     def run_long(self, work: Callable[[Link], T]) -> T:
         """Return the result of *work*, which may take long."""
-        return self._here().database.run(work, LONG_SECONDS)
+        return self._database.run(work, LONG_SECONDS)
 
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
         """Remove the calls of the months that ended before *before*; return how many calls."""
         return prune.prune(self, self.run_long, before, told)
 
     def prunes_before(self, before: float) -> float:
-        """Return the start of the month that contains *before*."""
         return prune.first_kept(before)
 
     def problems(self) -> list[str]:
@@ -299,7 +297,7 @@ class PostgresLedger(Ledger):
     # -- the database --
 
     def check(self) -> None:
-        database = self._here().database
+        database = self._database
         if not database.is_idle:
             database.synchronize()
             return
@@ -309,16 +307,19 @@ class PostgresLedger(Ledger):
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
         now = self.clock()
-        return self._here().database.alone(
+        return self._database.alone(
             lambda link: schema.migrate(link, now, create=create, role=role)
         )
 
     def close(self) -> None:
-        """Write the spool, and close the connections of this process."""
         process = self._here()
         self.drain(last=True)
         process.circuits.close()
         process.group.alone(process.database.close)
+
+    @property
+    def _database(self) -> Database:
+        return self._here().database
 
     def _here(self) -> _Process:
         """Return the connections of this process; after a fork, make new ones."""

@@ -15,18 +15,30 @@ from zlib import crc32
 
 from psycopg import errors
 
-from .. import LOST, USER, Adjustment, Budget, BudgetState, Hold
-from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
-from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
-from ..sql import ADJUSTED
+from .. import USER, Adjustment, Budget, BudgetState, Hold
+from ..holds import (
+    LOST_COST,
+    MAX_SPENT,
+    MICRO,
+    Refused,
+    Rules,
+    Taken,
+    adjusted,
+    decide,
+    lost_place,
+    slots,
+)
+from ..periods import DAY, MAX_INTEGER, ms, names
 from .connection import Database
-from .statements import Link, Rows, Statement, recordset, run, translated, transposed
+from .statements import Link, Rows, Sql, Statement, recordset, run, transposed
 
 # Settlements hold their callers' locks shared, so none commits while a period begins with the cost
 # of their calls. Some callers have the same lock.
 LOCKS = 64
 _LOCK = "SELECT pg_advisory_xact_lock{}(4992032, n) FROM unnest(%s::int[]) AS w(n)"
 SHARED, _ALONE = _LOCK.format("_shared"), _LOCK.format("")
+_BUDGET = "WHERE owner = %s AND period = %s"
+_WANTED = "JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)"
 _USED = "spent::numeric + held - waived - raised"
 _INTO_HOLDS = "INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)"
 _TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
@@ -46,8 +58,7 @@ _TAKE_ALL = f"""WITH wanted AS (
         SELECT %s::text, owner, period, %s::bigint, %s::bigint, %s::bigint, %s::text FROM taken)
     SELECT * FROM taken"""
 _ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
-    FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)
-    ORDER BY b.owner, b.period"""
+    FROM budgets AS b {_WANTED} ORDER BY b.owner, b.period"""
 _LOCKED_ROWS = f"{_ROWS} FOR UPDATE OF b"
 _OPEN: Statement = ("BEGIN", ())
 _CLOSE: Statement = ("COMMIT", ())
@@ -61,11 +72,10 @@ _CHANGE = f"""WITH changed AS MATERIALIZED (
     FROM changed AS c WHERE b.owner = c.owner AND b.period = c.period"""
 CHANGE = _CHANGE.format(rows="%s::json")
 CHANGE_GIVEN = _CHANGE.format(rows="%s::json -> 'deltas'")
-_WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
+_WARNED = f"UPDATE budgets SET warned_ms = %s {_BUDGET}"
 _ADD_HOLD = f"{_INTO_HOLDS} VALUES (%s, %s, %s, %s, %s, %s, %s)"
 _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
-_LOST_COST = f"SELECT cost FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'"
 _EXPIRED = "SELECT 1 FROM holds WHERE owner = ANY(%s) AND expires_ms <= %s LIMIT 1"
 _COST = f"""SELECT {{}}greatest(0, least({MAX_SPENT},
         coalesce(sum(micro), 0) * {MICRO} + coalesce(sum(pico), 0)))::bigint
@@ -73,22 +83,21 @@ _COST = f"""SELECT {{}}greatest(0, least({MAX_SPENT},
 _COST_SO_FAR = _COST.format("")
 _BEGIN = f"""INSERT INTO budgets (owner, period, spent)
     {_COST.format("%s::text, %s::text, ")} ON CONFLICT DO NOTHING"""
-_STATES = """SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
+_STATES = f"""SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
         (SELECT coalesce(sum(h.pico), 0) FROM holds AS h
             WHERE h.owner = b.owner AND h.period = b.period AND h.expires_ms <= %s)
-    FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period)
-    USING (owner, period)"""
+    FROM budgets AS b {_WANTED}"""
 _OF_USERS = "left(owner, 1) = %s AND held = 0"
 _OLD_USERS = f"""DELETE FROM budgets WHERE {_OF_USERS}
     AND (length(period) = 10 AND period < %s OR length(period) = 7 AND period < %s)"""
 _LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
     (SELECT owner, period FROM budgets WHERE {_OF_USERS}
         ORDER BY spent DESC, owner DESC OFFSET %s)"""
-_RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
+_RESET = f"UPDATE budgets SET waived = spent {_BUDGET}"
 _RAISE = f"""UPDATE budgets SET raised = least({MAX_SPENT}, raised::numeric + %s)::bigint
-    WHERE owner = %s AND period = %s"""
+    {_BUDGET}"""
 _ADJUSTED = "SELECT * FROM adjustments WHERE at_ns = %s AND name = %s AND team = %s"
-_SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
+_SPENT = f"SELECT spent - waived FROM budgets {_BUDGET} FOR UPDATE"
 Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by owner and period
 
 
@@ -204,13 +213,9 @@ class Reservations:
         # what was spent when the call was taken for lost is held instead
         back = 0
         if not alive.keys() >= {each.owner for each in hold.budget.all}:
-            place = (lost_record(hold).call.at_ns, hold.call_id)
-            [back] = link.execute(_LOST_COST, place).fetchone() or (0,)
+            [back] = Sql(link).execute(LOST_COST, lost_place(hold)).fetchone() or (0,)
         # absolute values, so it can run twice
-        amounts = [
-            (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
-            for each in hold.budget.all
-        ]
+        amounts = [(each, new.pico - alive.get(each.owner, back)) for each in hold.budget.all]
         found = decide(new, amounts, taken, rules)
         expires, deltas = ms(rules.expires), Deltas()
         if isinstance(found, Refused):
@@ -274,20 +279,17 @@ class Reservations:
     ) -> Adjustment:
         """Adjust a budget; *again*: a connection was lost, so it may have been done."""
         owner, key = budget.owner, budget.key(at, self._zone)
-        action, team = "reset" if more is None else "raise", int(bool(budget.members))
         self._begin(link, [budget], at, [])
         with link.transaction():
             [spent] = link.execute(_SPENT, (owner, key)).fetchone() or (0,)
-            pico = spent if more is None else more
-            made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
-            if again and (found := link.execute(_ADJUSTED, made[:3]).fetchone()):
+            made = (round(at * 1e9), budget.caller, int(bool(budget.members)))
+            if again and (found := link.execute(_ADJUSTED, made).fetchone()):
                 return Adjustment._make(found)
             if more is None:
                 link.execute(_RESET, (owner, key))
             else:
                 link.execute(_RAISE, (more, owner, key))
-            link.execute(translated(ADJUSTED), tuple(made))
-        return made
+            return adjusted(Sql(link), budget, more, spent, at, key)
 
 
 def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
@@ -304,9 +306,7 @@ def locks(callers: Iterable[str]) -> list[int]:
 
 def _slots(budget: Budget, at: float, zone: tzinfo) -> tuple[list[str], int, int]:
     """Return the callers whose calls count in a period, and its slots."""
-    end = budget.resets(at, zone)
-    first, last = budget.start(at, zone), 9e9 if end is None else end
-    return list(budget.counts_for), int(first // SLOT), int(last // SLOT)
+    return list(budget.counts_for), *slots(budget, at, zone)
 
 
 def spend(deltas: Deltas, owner: str, pico: int, at: float, zone: tzinfo) -> None:

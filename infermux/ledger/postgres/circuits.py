@@ -15,6 +15,7 @@ import psycopg
 
 from ...types import CircuitCommand
 from .. import LedgerUnavailable
+from ..groups import started
 from .connection import Database, opened
 from .statements import Link
 
@@ -41,10 +42,7 @@ class Circuits:
     def published(self) -> tuple[CircuitCommand, ...]:
         """Return the last command for each provider or target, in order; listen from now on."""
         if self._thread is None and not self._closed.is_set():
-            self._thread = threading.Thread(
-                target=self._listening, name="infermux-circuits", daemon=True
-            )
-            self._thread.start()
+            self._thread = started("circuits", self._listening)
         return self._known
 
     def publish(self, action: str, provider: str, model: str) -> int:

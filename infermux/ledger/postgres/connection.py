@@ -24,6 +24,7 @@ from psycopg.types.numeric import IntLoader
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from .. import LedgerUnavailable
+from ..groups import started
 from .statements import Link
 
 WAIT_SECONDS = 0.25  # for a connection
@@ -49,6 +50,8 @@ _PERMANENT = re.compile(
     r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter|"
     r"pooling mode"
 )
+NO_LEDGER = "the database has no ledger: run `infermux ledger init`"
+_READ_ONLY = "the database is read-only"
 _IDLE = int(pq.TransactionStatus.IDLE)
 log = logging.getLogger("infermux")
 T = TypeVar("T")
@@ -195,12 +198,12 @@ class Database:
             return error
         if isinstance(error, errors.ReadOnlySqlTransaction):
             if self._patient:  # a command, which may read a replica
-                return LedgerUnavailable("the database is read-only")
-            return self.is_away("the database is read-only")
+                return LedgerUnavailable(_READ_ONLY)
+            return self.is_away(_READ_ONLY)
         if isinstance(error, errors.QueryCanceled):
             return Away("a statement took too long")
         if isinstance(error, errors.UndefinedTable):
-            return LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
+            return LedgerUnavailable(NO_LEDGER)
         if isinstance(error, errors.IntegrityError | errors.DataError):
             return error  # an invalid value, such as a hold that exists already
         if link.closed:
@@ -246,7 +249,7 @@ class Database:
     def _configure(self, link: Link) -> None:
         pid, read_only, isolation = self._ask_about(link)
         if read_only and not self._patient:
-            raise psycopg.OperationalError("the database is read-only")
+            raise psycopg.OperationalError(_READ_ONLY)
         link.adapters.register_loader("numeric", IntLoader)  # the type of sums of integers
         if pid != link.info.backend_pid:  # a pooler such as PgBouncer: no session lasts
             link.prepare_threshold = None
@@ -282,10 +285,7 @@ class Database:
             if not self.away and not self._closed:
                 self.away = reason or "it cannot be reached"
                 if self._reconnector is None:
-                    self._reconnector = threading.Thread(
-                        target=self._reconnecting, name="infermux-database", daemon=True
-                    )
-                    self._reconnector.start()
+                    self._reconnector = started("database", self._reconnecting)
         return Away(reason)
 
     def _reconnecting(self) -> None:
@@ -317,10 +317,7 @@ class Database:
         if self._watch is None:
             with self._lock:
                 if self._watch is None:
-                    self._watch = threading.Thread(
-                        target=self._watching, name="infermux-deadlines", daemon=True
-                    )
-                    self._watch.start()
+                    self._watch = started("deadlines", self._watching)
 
     def unlimit(self, link: Link) -> None:
         if self._deadlines.pop(link, None) is None:
@@ -361,7 +358,7 @@ class Database:
         """Read the database's clock again."""
         _, read_only, _ = self.run(self._ask_about)
         if read_only:
-            raise self.is_away("the database is read-only")
+            raise self.is_away(_READ_ONLY)
 
     def _ask_about(self, link: Link) -> tuple[int, bool, str]:
         """Read the clock; return the session's id, whether it may not write, and its isolation."""

@@ -22,8 +22,7 @@ _STATE = "SELECT at_ns, id, calls, ended FROM copies WHERE source = ?"
 _BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '') ON CONFLICT DO NOTHING"
 _ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source = ?"
 _END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
-_USED = """SELECT (SELECT count(*) FROM (SELECT 1 FROM calls LIMIT 1) AS c)
-    + (SELECT count(*) FROM (SELECT 1 FROM budgets LIMIT 1) AS b)"""
+_USED = "SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM budgets)"
 _SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
 _PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
 _ADD_PRUNED = f"""INSERT INTO rolled VALUES (?, {PRUNED})
@@ -119,6 +118,7 @@ def _add(name: str, page: Sequence[Record], now: float, link: Link) -> None:
 
 
 Rows = list[Sequence[Any]]
+Sums = dict[str, list[tuple[Any, ...]]]  # of a ledger, by what they sum up
 
 
 def _rest(ask: Ask) -> tuple[Rows, list[tuple[str, Rows]]]:
@@ -155,7 +155,7 @@ def _finish(link: Link, name: str, sums: Rows, others: list[tuple[str, Rows]]) -
         sql.execute(_NEW_KEYS)
 
 
-def _sums(ask: Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
+def _sums(ask: Ask, owner: str, where: str) -> Sums:
     budgets = _BUDGETS.format(owner=owner, where=where)
     calls = _BY_MONTH.format(", sum(attempts) FROM calls")
     attempts = _BY_MONTH.format(" FROM attempts")
@@ -166,9 +166,7 @@ def _sums(ask: Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-def _differences(
-    ours: dict[str, list[tuple[Any, ...]]], theirs: dict[str, list[tuple[Any, ...]]]
-) -> Iterator[str]:
+def _differences(ours: Sums, theirs: Sums) -> Iterator[str]:
     for what, rows in ours.items():
         if rows != theirs[what]:
             missing = [row for row in rows if row not in theirs[what]]

@@ -14,19 +14,20 @@ from functools import partial
 from psycopg import Rollback, errors
 
 from .. import LedgerUnavailable, rollups
-from ..periods import DAY, SLOT, midnight, start, step_name
+from ..periods import DAY, midnight
 from ..rollups import (
     DAY_NS,
     PRUNED,
     ROLLED,
     Database,
     day_rows,
-    days_with_calls,
+    needed_from,
     roll_day,
+    steps_with_calls,
     store_rows,
 )
 from ..stores import Ask
-from .schema import following, month_of, partitions, tables_of
+from .schema import following, month_of, partitions, span, tables_of
 from .statements import Link, Run, Sql
 
 ROUNDS = 5  # to sum up a month to which calls are added meanwhile
@@ -62,16 +63,14 @@ def first_kept(before: float) -> float:
 def prune(database: Database, run: Run, before: float, told: Callable[[int], None]) -> int:
     """See `PostgresLedger.prune`."""
     end, count = int(first_kept(before) // DAY), 0
-    days = database.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
+    days = database.snapshot(lambda ask: list(steps_with_calls(ask, 0, end * DAY_NS)))
     [[owned]] = run(lambda link: link.execute(_OWNED).fetchall())
     for month in sorted({month_of(day * DAY) for day in days}):
         count += _remove(database, run, month, owned)
         told(count)
     if owned:
         run(partial(_drop_empty, end))
-    # budgets need the current month, in every time zone
-    slot = int(start("month", end * DAY) - 2 * DAY) // SLOT
-    oldest = step_name("day", end * DAY - 2 * DAY)[:7]
+    slot, oldest = needed_from(end)
 
     def thin(link: Link) -> None:
         with link.transaction():
@@ -98,7 +97,7 @@ def _remove(database: Database, run: Run, month: date, owned: bool) -> int:
 
 def _days(month: date, link: Link) -> tuple[list[int], set[int]]:
     """Return the days that have calls, and those of them that were pruned before."""
-    days = [day for day, _ in link.execute(_DAYS, _span(month)).fetchall()]
+    days = [day for day, _ in link.execute(_DAYS, span(month)).fetchall()]
     return days, {day for (day,) in link.execute(_STATE, (days,)).fetchall()}
 
 
@@ -108,13 +107,13 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
     Return how many calls, or None if a call was added meanwhile. Until the partition is dropped,
     no table is locked.
     """
-    span = _span(month)
-    bounds = [ns // DAY_NS for ns in span]
+    times = span(month)
+    bounds = [ns // DAY_NS for ns in times]
     with link.transaction() as whole:
         link.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")  # to see what comes late
         link.execute("SET LOCAL statement_timeout = 0")
         states = dict(link.execute(_STATES, bounds).fetchall())
-        calls = dict(link.execute(_DAYS, span).fetchall())
+        calls = dict(link.execute(_DAYS, times).fetchall())
         found = list(calls)
         if any(states.get(day, 0) < ROLLED for day in found) or not set(found) <= set(days):
             raise Rollback(whole)
@@ -132,7 +131,7 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
         else:
             for table in ("attempts", "calls"):
                 query = f"DELETE FROM {table} WHERE at_ns >= %s AND at_ns < %s"
-                link.execute(f"{query} AND at_ns / {DAY_NS} = ANY(%s)", (*span, found))
+                link.execute(f"{query} AND at_ns / {DAY_NS} = ANY(%s)", (*times, found))
         return sum(calls.values())
     return None
 
@@ -164,13 +163,7 @@ def _drop_empty(end: int, link: Link) -> None:
                 link.execute(f"DROP TABLE {', '.join(names)}")
 
 
-def _span(month: date) -> tuple[int, int]:
-    return round(midnight(month)) * 10**9, round(midnight(following(month))) * 10**9
-
-
 def problems(ask: Ask) -> Iterator[str]:
     """Yield a message for each sum that differs from its rows."""
     ask("SELECT set_config('statement_timeout', '0', true)", ())
-    for owner, period, kept, by_calls in ask(_HELD, ()):
-        yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {by_calls}"
-    yield from rollups.problems(ask, _SUMMED)
+    yield from rollups.problems(ask, _HELD, _SUMMED)

@@ -90,10 +90,7 @@ class SharedRates:
         tokens: int = 0,
         window: Window | None = None,
     ) -> float | None:
-        """Count a request of about *tokens* and return None, or return the seconds to wait.
-
-        *window* receives what is used.
-        """
+        """See `RateLimiter.take`."""
         if rpm is None and tpm is None:
             return None
         tokens = min(tokens, _MAX_TOKENS)
@@ -134,7 +131,6 @@ class SharedRates:
     def wait(
         self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
     ) -> float:
-        """Return the seconds until so many *requests* and *tokens* fit; count nothing."""
         try:
             seconds, counts, used, now = self._row(caller)
         except LedgerUnavailable:
@@ -155,10 +151,7 @@ class SharedRates:
             self._alone = True
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
-        """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
-
-        Added tokens count from now on; unused ones are subtracted where the estimate is.
-        """
+        """See `RateLimiter.correct`."""
         if tokens:
             self._local.correct(caller, tokens, since=since)
             self._correct(caller, tokens, since)

@@ -15,26 +15,28 @@ from psycopg import Connection, sql
 from .. import LedgerUnavailable
 from .. import stores as tables
 from ..periods import midnight
+from .connection import NO_LEDGER
 
 AHEAD = 24  # months for which there are partitions
 SOON = 2  # months that have no partition yet, of which `check` warns
 _TEXT = 'TEXT COLLATE "C" NOT NULL'
-_COUNT = "BIGINT NOT NULL DEFAULT 0"
+_INT = "BIGINT NOT NULL"
+_COUNT = f"{_INT} DEFAULT 0"
 _CALLS = f"""CREATE TABLE calls (
-    at_ns BIGINT NOT NULL, id {_TEXT}, trace_id {_TEXT}, caller {_TEXT}, tags {_TEXT}, api {_TEXT},
+    at_ns {_INT}, id {_TEXT}, trace_id {_TEXT}, caller {_TEXT}, tags {_TEXT}, api {_TEXT},
     requested {_TEXT}, model {_TEXT}, served {_TEXT}, provider {_TEXT}, strategy {_TEXT},
     status {_TEXT}, error_code {_TEXT}, input_tokens BIGINT, output_tokens BIGINT,
     cached_input_tokens BIGINT, cache_write_tokens BIGINT, cache_write_1h_tokens BIGINT,
-    reasoning_tokens BIGINT, cost BIGINT, cost_source {_TEXT}, estimated BIGINT NOT NULL,
-    latency_ms BIGINT NOT NULL, first_token_ms BIGINT, attempts BIGINT NOT NULL,
+    reasoning_tokens BIGINT, cost BIGINT, cost_source {_TEXT}, estimated {_INT},
+    latency_ms {_INT}, first_token_ms BIGINT, attempts {_INT},
     unpriced {_COUNT}, cache_saved BIGINT, assumed {_COUNT}, end_user {_TEXT} DEFAULT '',
     plan {_TEXT} DEFAULT '', PRIMARY KEY (at_ns, id)) PARTITION BY RANGE (at_ns)"""
 _ATTEMPTS = f"""CREATE TABLE attempts (
-    at_ns BIGINT NOT NULL, call_id {_TEXT}, n BIGINT NOT NULL, provider {_TEXT}, model {_TEXT},
-    served {_TEXT}, started_ms BIGINT NOT NULL, first_ms BIGINT, ended_ms BIGINT,
+    at_ns {_INT}, call_id {_TEXT}, n {_INT}, provider {_TEXT}, model {_TEXT},
+    served {_TEXT}, started_ms {_INT}, first_ms BIGINT, ended_ms BIGINT,
     input_tokens BIGINT, output_tokens BIGINT, cached_input_tokens BIGINT,
     cache_write_tokens BIGINT, cache_write_1h_tokens BIGINT, reasoning_tokens BIGINT, cost BIGINT,
-    unpriced {_COUNT}, error_code {_TEXT}, final BIGINT NOT NULL, upstream_status BIGINT,
+    unpriced {_COUNT}, error_code {_TEXT}, final {_INT}, upstream_status BIGINT,
     upstream_request_id {_TEXT} DEFAULT '', cache_saved BIGINT, assumed {_COUNT},
     service_tier {_TEXT} DEFAULT '', billed {_TEXT} DEFAULT '', reason {_TEXT} DEFAULT '',
     finish_reason {_TEXT} DEFAULT '',
@@ -50,19 +52,19 @@ _FIRST = (
     _ATTEMPTS,
     "CREATE TABLE attempts_default PARTITION OF attempts DEFAULT",
     # what the calls of each caller have cost in each slot of 15 minutes
-    f"""CREATE TABLE sums (caller {_TEXT}, slot BIGINT NOT NULL, micro {_COUNT}, pico {_COUNT},
+    f"""CREATE TABLE sums (caller {_TEXT}, slot {_INT}, micro {_COUNT}, pico {_COUNT},
         PRIMARY KEY (caller, slot)) WITH (fillfactor = 70)""",
     f"""CREATE TABLE budgets (
         owner {_TEXT}, period {_TEXT}, spent {_COUNT}, held {_COUNT}, waived {_COUNT},
         raised {_COUNT}, warned_ms {_COUNT}, PRIMARY KEY (owner, period))
         WITH (fillfactor = 50)""",
     f"""CREATE TABLE holds (
-        call_id {_TEXT}, owner {_TEXT}, period {_TEXT}, pico BIGINT NOT NULL,
-        at_ms BIGINT NOT NULL, expires_ms BIGINT NOT NULL, about {_TEXT},
+        call_id {_TEXT}, owner {_TEXT}, period {_TEXT}, pico {_INT},
+        at_ms {_INT}, expires_ms {_INT}, about {_TEXT},
         PRIMARY KEY (call_id, owner))""",
     # in `rolled`, state 0: a call was added late, so the day is summed up again
     f"""CREATE TABLE rollups (
-        kind BIGINT NOT NULL, day BIGINT NOT NULL, n BIGINT NOT NULL, caller {_TEXT}, tag {_TEXT},
+        kind {_INT}, day {_INT}, n {_INT}, caller {_TEXT}, tag {_TEXT},
         error {_TEXT}, model {_TEXT}, served {_TEXT}, provider {_TEXT},
         attempt_error TEXT COLLATE "C", calls {_COUNT}, attempts {_COUNT}, errors {_COUNT},
         input_tokens {_COUNT}, output_tokens {_COUNT}, cached_input_tokens {_COUNT},
@@ -82,8 +84,8 @@ _FIRST = (
     tables.ANSWERS_BY_END,
     # the last call, by start and id, that was copied from another ledger
     f"""CREATE TABLE copies (
-        source {_TEXT} PRIMARY KEY, at_ns BIGINT NOT NULL, id {_TEXT}, calls {_COUNT},
-        ended BIGINT NOT NULL DEFAULT 0)""",
+        source {_TEXT} PRIMARY KEY, at_ns {_INT}, id {_TEXT}, calls {_COUNT},
+        ended {_INT} DEFAULT 0)""",
 )
 MIGRATIONS = (_FIRST,)  # item n migrates version n to n + 1
 TABLES = tuple(re.findall(r"CREATE (?:UNLOGGED )?TABLE (\w+) \(", "".join(sum(MIGRATIONS, ()))))
@@ -112,7 +114,7 @@ def check(connection: Connection[Any]) -> None:
     """Raise LedgerUnavailable, with the command to run, if the schema is not the current one."""
     found, newest = version(connection), len(MIGRATIONS)
     if found is None:
-        raise LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
+        raise LedgerUnavailable(NO_LEDGER)
     if found != newest:
         command = "`infermux ledger migrate`"
         age, remedy = "newer", f"install that InferMux, whose {command} has made it"
@@ -138,7 +140,7 @@ def migrate(connection: Connection[Any], now: float, *, create: bool, role: str 
             for statement in step:
                 connection.execute(statement)
         if found is None:
-            connection.execute(f"CREATE TABLE {_MARK} (version BIGINT NOT NULL)")
+            connection.execute(f"CREATE TABLE {_MARK} (version {_INT})")
             connection.execute(f"INSERT INTO {_MARK} VALUES ({newest})")
             done.append(f"made the tables of schema version {newest}")
         elif found < newest:
@@ -181,6 +183,11 @@ def following(month: date) -> date:
     return (month + timedelta(31)).replace(day=1)
 
 
+def span(month: date) -> tuple[int, int]:
+    """Return the start of a month and that of the next one, in nanoseconds since 1970."""
+    return round(midnight(month)) * 10**9, round(midnight(following(month))) * 10**9
+
+
 def tables_of(month: date) -> list[str]:
     """Return the names of a month's partitions."""
     return [f"{table}_{month:%Y_%m}" for table in ("calls", "attempts")]
@@ -207,7 +214,7 @@ def add_partitions(connection: Connection[Any], wanted: list[date]) -> int:
     """
     made = sorted(set(wanted) - set(partitions(connection)))
     for month in made:
-        since, until = (round(midnight(each)) * 10**9 for each in (month, following(month)))
+        since, until = span(month)
         with connection.transaction():
             connection.execute(_PATIENTLY)
             connection.execute(_LOCK)

@@ -13,8 +13,8 @@ from typing import Any, get_type_hints
 
 from psycopg import errors
 
-from .. import LOST, TEAM, USER, AttemptRow, Budget, CallRow, Hold, Record
-from ..holds import MICRO, lost_record
+from .. import LOST, AttemptRow, CallRow, Hold, Record
+from ..holds import MICRO, expired, lost_place, lost_record, take_back
 from ..periods import DAY, SLOT, ms
 from ..queries import digest
 from ..recent.activity import HOUR
@@ -25,6 +25,7 @@ from .budgets import CHANGE_GIVEN, LOCKS, SHARED, Deltas, add, change, changes, 
 from .statements import (
     KEYS,
     Link,
+    Sql,
     Statement,
     clean,
     encoded,
@@ -85,16 +86,11 @@ _STORED = """SELECT c.id, c.status FROM calls AS c
     JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id) USING (at_ns, id)"""
 _HELD = "SELECT call_id, owner, period, pico FROM holds WHERE call_id = ANY(%s)"
 _RELEASE = "DELETE FROM holds WHERE call_id = ANY(%s) RETURNING owner, period, pico, at_ms"
-_TAKE_BACK = f"""DELETE FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'
-    RETURNING caller, cost"""
-_TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = %s AND call_id = %s"
-_EXPIRED = f"""SELECT call_id, owner, period, pico, at_ms, about FROM holds
+_EXPIRED = f"""SELECT call_id, owner, pico, at_ms, about, period FROM holds
     WHERE expires_ms <= %s AND owner = ANY(coalesce(%s::text[], ARRAY[owner]))
     ORDER BY call_id, owner LIMIT {MAX_LOST} FOR UPDATE SKIP LOCKED"""
 _FORGET = """DELETE FROM holds USING unnest(%s::text[], %s::text[]) AS w(call_id, owner)
     WHERE holds.call_id = w.call_id AND holds.owner = w.owner"""
-_SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id)
-    USING (at_ns, id) WHERE c.status <> '{LOST}'"""
 
 
 def settle(
@@ -184,14 +180,13 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
         }
         for owner, (key, pico, _) in released.items():
             add(deltas, owner, key, 0, -pico)
-        new, taken_back = bool(write_rows(link, [record])), 0
-        if not new and (taken_back := _found_again(link, call.at_ns, call.id)):
+        new, taken_back = bool(write_rows(link, [record])), None
+        if not new and (taken_back := _found_again(link, call.at_ns, call.id)) is not None:
             new = bool(write_rows(link, [record]))
         if new and hold is not None and not taken_back and not released:
-            place = (lost_record(hold).call.at_ns, hold.call_id)  # without facts about the call
-            taken_back = _found_again(link, *place)
+            taken_back = _found_again(link, *lost_place(hold))  # without facts about the call
         if new:
-            _spend(deltas, call, hold, released, taken_back, zone)
+            _spend(deltas, call, hold, released, taken_back or 0, zone)
             link.execute(ADD_SUMS, (recordset(_sums([call])),))
         change(link, deltas)
     return new
@@ -226,16 +221,14 @@ def write_rows(link: Link, records: Sequence[Record]) -> set[str]:
     return added
 
 
-def _found_again(link: Link, at_ns: int, id: str) -> int:
-    """Remove the rows of a call that was taken for lost; return what was spent for it, or 0."""
-    found = link.execute(_TAKE_BACK, (at_ns, id)).fetchone()
-    if found is None:
-        return 0
+def _found_again(link: Link, at_ns: int, id: str) -> int | None:
+    """Remove the rows of a call that was taken for lost; return what was spent for it, or None."""
+    if (found := take_back(Sql(link), at_ns, id)) is None:
+        return None
     caller, cost = found
-    link.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
     micro, pico = divmod(cost, MICRO)
     link.execute(ADD_SUMS, (recordset([(caller, at_ns // (SLOT * 10**9), -micro, -pico)]),))
-    return int(cost)
+    return cost
 
 
 def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) -> int:
@@ -246,27 +239,22 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
         if not found:
             return 0
         link.execute(_FORGET, transposed([row[:2] for row in found], 2))
-        lost = {row[0]: lost_record(_hold(row)) for row in found}
+        lost = {row[0]: lost_record(expired(*row[:5])) for row in found}
         places = [(each.call.at_ns, id) for id, each in lost.items()]
-        settled = {id for (id,) in link.execute(_SETTLED, transposed(places, 2)).fetchall()}
+        stored = link.execute(_STORED, transposed(places, 2)).fetchall()
+        settled = {id for id, status in stored if status != LOST}
         new = [record for id, record in lost.items() if id not in settled]
         for mark in marks(new, now):
             link.execute(*mark)
         added = write_rows(link, new)
         link.execute(ADD_SUMS, (recordset(_sums([e.call for e in new if e.call.id in added])),))
         deltas: Deltas = {}
-        for id, owner, period, pico, at_ms, _ in found:
+        for id, owner, pico, at_ms, _, period in found:
             add(deltas, owner, period, 0, -pico)
             if id not in settled:
                 spend(deltas, owner, pico, at_ms / 1000, zone)
         change(link, deltas)
     return len(found)
-
-
-def _hold(row: Sequence[Any]) -> Hold:
-    id, owner, _, pico, at_ms, about = row
-    name = owner.removeprefix(TEAM).removeprefix(USER).partition(USER)[0]
-    return Hold(id, Budget(name, 0), pico, at_ms / 1000, about=about)
 
 
 def marks(records: Sequence[Record], now: float) -> list[Statement]:

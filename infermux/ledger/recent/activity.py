@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .. import Total, queries, summed
 from ..periods import DAY, ns
 from ..reports import MIRROR_OF
-from ..rollups import NEXT, Database, tasks
+from ..rollups import Database, steps_with_calls, tasks
 from ..stores import Ask, Sql
 
 SLOT, HOUR = 300, 3600  # seconds
@@ -92,8 +92,7 @@ def report(
     settled = min(until, int(now - LAG) // SLOT * SLOT)
     undone = set(fill(file, since, settled, patience))
     found = file.snapshot(lambda ask: list(_known(ask, since, settled, step)))
-    ahead = partial(_with_calls, since=settled, until=until, skipped=())
-    found += file.snapshot(lambda ask: [_sums(ask, at) for at in ahead(ask)])
+    found += file.snapshot(lambda ask: [_sums(ask, at) for at in _with_calls(ask, settled, until)])
     of = {at: list(group) for at, group in groupby(found, lambda each: each.start // step * step)}
     missing = {at // step * step for at in undone}
     starts = range(since // step * step, until, step)
@@ -214,20 +213,11 @@ def _hours(ask: Ask, starts: Sequence[int]) -> list[int]:
     return [at for at in starts if at not in hours and at in slots]
 
 
-def _with_calls(ask: Ask, since: int, until: int, skipped: Iterable[int]) -> Iterator[int]:
+def _with_calls(ask: Ask, since: int, until: int, skipped: Iterable[int] = ()) -> Iterator[int]:
     """Yield the starts of the steps that have calls, except *skipped* ones."""
-    known, at = frozenset(skipped), since
-    while at < until:
-        if at in known:
-            at += SLOT
-            continue
-        found = ask(NEXT, (ns(at), ns(until)))
-        if not found:
-            return
-        at = found[0][0] // ns(SLOT) * SLOT
-        if at not in known:
-            yield at
-            at += SLOT
+    known = {start // SLOT for start in skipped}
+    for number in steps_with_calls(ask, ns(since), ns(until), known, ns(SLOT)):
+        yield number * SLOT
 
 
 def _stored(ask: Ask, step: int, since: int, until: int) -> dict[int, str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...errors import RequestError, shown
+from ...errors import shown
 from ...protocol import must_be
 from .. import CallRow, Record, queries
 from ..periods import MAX_INTEGER
@@ -23,8 +23,10 @@ _ALL = (
     *("c.id", "c.trace_id", "c.caller", "c.tags", "c.api", "c.requested", "c.model", "c.served"),
     *("c.provider", "c.provider || '/' || c.served", "c.status", "c.error_code", "c.end_user"),
 )
-_TRIED = """c.attempts > 1 AND EXISTS (SELECT 1 FROM attempts AS a
+_ATTEMPT = """EXISTS (SELECT 1 FROM attempts AS a
     WHERE a.at_ns = c.at_ns AND a.call_id = c.id AND ({}))"""
+_TRIED = f"c.attempts > 1 AND {_ATTEMPT}"
+_LIKE = "lower({}) LIKE ? ESCAPE '!'"
 _TRIED_TEXT = ("a.provider || '/' || a.model", "a.error_code", "a.upstream_request_id")
 
 Place = tuple[int, str]  # the start and id of a call
@@ -67,9 +69,7 @@ def place(text: str) -> Place:
     """Return the place that a page's cursor names; raise RequestError if it is none."""
     found = _PLACE.fullmatch(text)
     if not found or int(found[1]) > MAX_INTEGER:
-        raise RequestError(
-            f"before must be the `next` of an earlier page, not {shown(text)}", param="before"
-        )
+        raise must_be("before", f"the `next` of an earlier page, not {shown(text)}")
     return int(found[1]), queries.bindable(found[2])
 
 
@@ -102,14 +102,12 @@ def _choose(add: Callable[..., None], search: Search) -> None:
     if name := search.provider:
         add(f"c.provider = ? OR {_TRIED.format('a.provider = ?')}", name, name)
     if code := search.error:
-        same = "SELECT 1 FROM attempts AS a WHERE a.at_ns = c.at_ns AND a.call_id = c.id"
-        add(f"c.error_code = ? OR EXISTS ({same} AND a.error_code = ?)", code, code)
+        add(f"c.error_code = ? OR {_ATTEMPT.format('a.error_code = ?')}", code, code)
     for word in search.text[:MAX_TEXT].split():
         like = f"%{_escaped(word.lower())}%"
-        fits = [f"lower({column}) LIKE ? ESCAPE '!'" for column in _ALL]
-        also = " OR ".join(f"lower({column}) LIKE ? ESCAPE '!'" for column in _TRIED_TEXT)
-        count = len(fits) + len(_TRIED_TEXT)
-        add(" OR ".join([*fits, _TRIED.format(also)]), *[like] * count)
+        also = " OR ".join(map(_LIKE.format, _TRIED_TEXT))
+        fits = " OR ".join([*map(_LIKE.format, _ALL), _TRIED.format(also)])
+        add(fits, *[like] * fits.count("?"))
 
 
 def _escaped(word: str) -> str:

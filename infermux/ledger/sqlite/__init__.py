@@ -68,7 +68,8 @@ class _Process:
 class SQLiteLedger(Ledger):
     """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
 
-    Calls are kept for *keep* seconds. A damaged file is moved aside if a new one *replaces* it."""
+    A damaged file is moved aside if a new one *replaces* it.
+    """
 
     def __init__(
         self,
@@ -141,7 +142,8 @@ class SQLiteLedger(Ledger):
         return before // periods.DAY * periods.DAY
 
     def problems(self) -> list[str]:
-        return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, prune.SUMMED)])
+        asked = prune.HELD, prune.SUMMED
+        return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, *asked)])
 
     def _spool(self) -> Spool:
         return self._here().spool
@@ -149,11 +151,7 @@ class SQLiteLedger(Ledger):
     # -- the file --
 
     def check(self) -> None:
-        """Raise LedgerUnavailable if the ledger cannot be written.
-
-        After a failure this tries to write, because a service that is not ready gets no calls to
-        write.
-        """
+        """After a failure, try to write: a service that is not ready gets no calls to write."""
         version = "PRAGMA user_version"
         if self._failure is None:
             self._read(version, ())

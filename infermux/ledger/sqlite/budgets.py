@@ -11,11 +11,24 @@ from datetime import tzinfo
 from sqlite3 import Cursor
 from typing import Any
 
-from .. import LOST, TEAM, USER, Adjustment, Budget, BudgetState, CallRow, Hold
-from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
+from .. import USER, Adjustment, Budget, BudgetState, CallRow, Hold
+from ..holds import (
+    LOST_COST,
+    MAX_SPENT,
+    MICRO,
+    Refused,
+    Rules,
+    Taken,
+    adjusted,
+    decide,
+    expired,
+    lost_place,
+    lost_record,
+    slots,
+    take_back,
+)
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..queries import WRITE_ATTEMPT, WRITE_CALL
-from ..sql import ADJUSTED
 from ..stores import Ask
 
 _BUDGET = "caller = ? AND period = ? AND call_id = ''"
@@ -32,16 +45,10 @@ _HOLD_MORE = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expir
     WHERE call_id = '' OR ?8"""
 _WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET}"
 _RENEW_HOLD = f"UPDATE budgets SET expires_ms = ? WHERE {_HOLD}"
-_EXPIRE = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
-    RETURNING caller, period, call_id, held, at_ms, about"""
-_EXPIRE_ANY = """DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ?
-    RETURNING caller, period, call_id, held, at_ms, about"""
-EXPIRED = "SELECT 1 FROM budgets WHERE call_id > '' AND expires_ms <= ? LIMIT 1"
-_TAKE_BACK = (
-    f"DELETE FROM calls WHERE at_ns = ? AND id = ? AND status = '{LOST}' RETURNING caller, cost"
-)
-_LOST_COST = f"SELECT cost FROM calls WHERE at_ns = ? AND id = ? AND status = '{LOST}'"
-_TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = ? AND call_id = ?"
+_ENDED = "FROM budgets WHERE call_id > '' AND expires_ms <= ?"
+EXPIRED = f"SELECT 1 {_ENDED} LIMIT 1"
+_ROW = "RETURNING caller, period, call_id, held, at_ms, about"
+_EXPIRE, _EXPIRE_ANY = f"DELETE {_ENDED} AND caller = ? {_ROW}", f"DELETE {_ENDED} {_ROW}"
 _UNSUM = """UPDATE sums SET micro = micro - ?, pico = pico - ? WHERE caller = ? AND slot >= ?"""
 _FORGET_DAY = "DELETE FROM rolled WHERE day = ? AND state < 2"
 _HAS_ANY = "SELECT 1 FROM budgets WHERE caller = ? LIMIT 1"
@@ -90,7 +97,7 @@ def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     ]
     lost = [each for each in budgets if each not in alive]
     # what was spent when the call was taken for lost is held instead
-    back = _lost_cost(sql, hold) if lost else 0
+    [back] = (lost and sql.execute(LOST_COST, lost_place(hold)).fetchone()) or (0,)
     for each in lost:
         _spend(sql, each.owner, -back, ("", 0), names(hold.at, rules.zone))
     amounts = [(each, more if each in alive else new.pico) for each in budgets]
@@ -143,8 +150,7 @@ def _used(sql: Cursor, budget: Budget, at: float, rules: Rules) -> Taken:
 def _expire(sql: Cursor, owner: str, rules: Rules) -> None:
     """Turn the owner's holds whose lease has ended into spending, also those of past periods."""
     if rules.expire():
-        expired = sql.execute(_EXPIRE, (owner, ms(rules.at))).fetchall()
-        _lose(sql, expired, rules.zone)
+        _lose(sql, sql.execute(_EXPIRE, (ms(rules.at), owner)).fetchall(), rules.zone)
 
 
 def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
@@ -176,7 +182,7 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
             continue
         # the lease has expired, or the hold was topped up since
         if not taken_back:
-            taken_back = found_again(sql, *_place(hold))
+            taken_back = found_again(sql, *lost_place(hold)) or 0
         late = _spend_late(sql, owner, call, hold.at, zone)
         if taken_back and not late:
             _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
@@ -206,38 +212,25 @@ def lose(sql: Cursor, now: float, zone: tzinfo) -> None:
     _lose(sql, sql.execute(_EXPIRE_ANY, (ms(now),)).fetchall(), zone)
 
 
-def _lose(sql: Cursor, expired: Sequence[tuple[Any, ...]], zone: tzinfo) -> None:
+def _lose(sql: Cursor, rows: Sequence[tuple[Any, ...]], zone: tzinfo) -> None:
     """Turn holds that nobody settled into spending, with a row for each call."""
-    for owner, period, id, pico, at_ms, about in expired:
-        at = at_ms / 1000
-        _spend(sql, owner, pico, (period, pico), names(at, zone))
-        budget = Budget(owner.removeprefix(TEAM).removeprefix(USER).partition(USER)[0], 0)
-        call, attempts = lost_record(Hold(id, budget, pico, at, about=about))
+    for owner, period, id, pico, at_ms, about in rows:
+        hold = expired(id, owner, pico, at_ms, about)
+        _spend(sql, owner, pico, (period, pico), names(hold.at, zone))
+        call, attempts = lost_record(hold)
         if sql.execute(WRITE_CALL, call).rowcount:
             for attempt in attempts:
                 sql.execute(WRITE_ATTEMPT, attempt)
 
 
-def found_again(sql: Cursor, at_ns: int, id: str) -> int:
-    """Remove the rows of a call that was taken for lost; return what was spent for it, or 0."""
-    found = sql.execute(_TAKE_BACK, (at_ns, id)).fetchone()
-    if found is None:
-        return 0
+def found_again(sql: Cursor, at_ns: int, id: str) -> int | None:
+    """Remove the rows of a call that was taken for lost; return what was spent for it, or None."""
+    if (found := take_back(sql, at_ns, id)) is None:
+        return None
     caller, cost = found
-    sql.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
     sql.execute(_UNSUM, (*divmod(cost, MICRO), caller, at_ns // (SLOT * 10**9)))
     sql.execute(_FORGET_DAY, (at_ns // (DAY * 10**9),))
-    return int(cost)
-
-
-def _place(hold: Hold) -> tuple[int, str]:
-    return lost_record(hold).call.at_ns, hold.call_id
-
-
-def _lost_cost(sql: Cursor, hold: Hold) -> int:
-    """Return what was spent for a call when it was taken for lost, or 0."""
-    found = sql.execute(_LOST_COST, _place(hold)).fetchone()
-    return found[0] if found else 0
+    return cost
 
 
 def _spend(
@@ -263,9 +256,7 @@ def forget_users(sql: Cursor, now: float, zone: tzinfo, most: int) -> None:
 
 def cost_so_far(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> int:
     """Return what the callers' calls have cost in the period that contains *at*."""
-    end = budget.resets(at, zone)
-    first, last = (int(budget.start(at, zone) // SLOT), int((9e9 if end is None else end) // SLOT))
-    found = 0
+    (first, last), found = slots(budget, at, zone), 0
     for caller in budget.counts_for:
         for slot, sign in ((first, -1), (last, 1)):
             for micro, pico in ask(_UP_TO, (caller, slot)):
@@ -288,13 +279,9 @@ def adjust(sql: Cursor, budget: Budget, more: int | None, at: float, zone: tzinf
     if not sql.execute(_USED, (owner, key)).fetchone():
         _begin(sql, budget, at, zone)
     ask = "SELECT spent - waived FROM budgets WHERE " + _BUDGET
-    pico = sql.execute(ask, (owner, key)).fetchone()[0] if more is None else more
+    [spent] = sql.execute(ask, (owner, key)).fetchone()
     if more is None:
         sql.execute(_RESET, (owner, key))
     else:
         sql.execute(_RAISE, (more, owner, key))
-    action = "reset" if more is None else "raise"
-    team = int(bool(budget.members))
-    made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
-    sql.execute(ADJUSTED, tuple(made))
-    return made
+    return adjusted(sql, budget, more, spent, at, key)

@@ -162,19 +162,24 @@ class DatabaseFile:
 
 def damaged(error: BaseException) -> bool:
     """Return whether *error* means that the file is damaged or not a database."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def locked(error: BaseException) -> bool:
     """Return whether *error* means that another process has locked the file."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+    return _code(error) == sqlite3.SQLITE_BUSY
 
 
 def passes(error: BaseException) -> bool:
     """Return whether *error* means that the file is locked or its disk is full."""
-    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-    return full or locked(error) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.ETIMEDOUT)
+    code, number = _code(error), getattr(error, "errno", 0)
+    full = code == sqlite3.SQLITE_FULL or number == errno.ENOSPC
+    return full or locked(error) or number == errno.ETIMEDOUT
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's primary code of an error, or 0."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _check(sql: sqlite3.Connection) -> None:

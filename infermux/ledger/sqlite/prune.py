@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from sqlite3 import Cursor
 
-from ..periods import DAY, SLOT, start, step_name
+from ..periods import DAY
+from ..queries import group_by
 from ..rollups import (
     CLEAR,
     DAY_NS,
@@ -16,7 +17,8 @@ from ..rollups import (
     SUM,
     Database,
     day_rows,
-    days_with_calls,
+    needed_from,
+    steps_with_calls,
     store_rows,
 )
 from ..stores import Ask
@@ -28,7 +30,7 @@ _THIN = """DELETE FROM sums WHERE slot < ? AND slot <
     (SELECT max(slot) FROM sums AS s WHERE s.caller = sums.caller AND s.slot < ?)"""
 _OLD_PERIODS = "DELETE FROM budgets WHERE call_id = '' AND held = 0 AND period < ?"
 _QUICK = "PRAGMA quick_check(10)"
-_HELD = """SELECT caller, period, sum(CASE call_id WHEN '' THEN held ELSE 0 END) AS kept,
+HELD = """SELECT caller, period, sum(CASE call_id WHEN '' THEN held ELSE 0 END) AS kept,
         sum(CASE call_id WHEN '' THEN 0 ELSE held END) AS by_calls
     FROM budgets GROUP BY caller, period HAVING kept <> by_calls"""
 SUMMED = """SELECT caller, micro * 1000000 + pico FROM sums AS s
@@ -36,19 +38,16 @@ SUMMED = """SELECT caller, micro * 1000000 + pico FROM sums AS s
 
 
 def damage(ask: Ask) -> Iterator[str]:
-    """Yield a message for each damage, and each budget whose holds differ from its calls'."""
     yield from (f"the file is damaged: {text}" for (text,) in ask(_QUICK, ()) if text != "ok")
-    for owner, period, kept, held in ask(_HELD, ()):
-        yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {held}"
 
 
-def prune(file: Database, before: float, told: Callable[[int], None] = lambda _: None) -> int:
+def prune(file: Database, before: float, told: Callable[[int], None]) -> int:
     """Remove the calls of the days that ended before *before*; return how many calls.
 
     Their sums stay, by day, and no transaction changes the sums of a report.
     """
     end, count = int(before // DAY), 0
-    days = file.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
+    days = file.snapshot(lambda ask: list(steps_with_calls(ask, 0, end * DAY_NS)))
     for day in days:
         file.write(partial(_mark, day))
         chunks = 0
@@ -57,9 +56,7 @@ def prune(file: Database, before: float, told: Callable[[int], None] = lambda _:
             told(count)
         if chunks > 1:
             file.write(partial(_compact, day))
-    # budgets need the current month, in every time zone
-    slot = int(start("month", end * DAY) - 2 * DAY) // SLOT
-    month = step_name("day", end * DAY - 2 * DAY)[:7]
+    slot, month = needed_from(end)
     file.write(lambda sql: sql.execute(_THIN, (slot, slot)) and None)
     file.write(lambda sql: sql.execute(_OLD_PERIODS, (month,)) and None)
     return count
@@ -85,7 +82,6 @@ def _compact(day: int, sql: Cursor) -> None:
     rows = []
     for kind, names in enumerate(KINDS):
         query = f"SELECT {', '.join(names)}, {SUM} FROM rollups WHERE kind = ? AND day = ?"
-        group = ", ".join(str(n + 1) for n in range(len(names)))
-        rows.append(sql.execute(f"{query} GROUP BY {group}", (kind, day)).fetchall())
+        rows.append(sql.execute(query + group_by(names), (kind, day)).fetchall())
     sql.execute(CLEAR, (day,))
     store_rows(sql, day, rows)

@@ -19,37 +19,43 @@ APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
 MAX_PLANS = 4096  # digests of plans that a connection remembers
 
 
+def _add(table: str, *columns: str) -> list[str]:
+    return [f"ALTER TABLE {table} ADD COLUMN {column}" for column in columns]
+
+
 def _made(table: str, kind: str = " STRICT, WITHOUT ROWID") -> str:
     return table.replace("BIGINT", "INTEGER") + kind
 
 
+_INT, _TEXT = "INTEGER NOT NULL", "TEXT NOT NULL"
+_COUNT, _NAME = f"{_INT} DEFAULT 0", f"{_TEXT} DEFAULT ''"
 _FIRST = (
-    """CREATE TABLE calls (
-        at_ns INTEGER NOT NULL, id TEXT NOT NULL, trace_id TEXT NOT NULL, caller TEXT NOT NULL,
-        tags TEXT NOT NULL, door TEXT NOT NULL, requested TEXT NOT NULL, model TEXT NOT NULL,
-        served TEXT NOT NULL, provider TEXT NOT NULL, strategy TEXT NOT NULL, status TEXT NOT NULL,
-        error_code TEXT NOT NULL, input_tokens INTEGER, output_tokens INTEGER,
+    _made(f"""CREATE TABLE calls (
+        at_ns {_INT}, id {_TEXT}, trace_id {_TEXT}, caller {_TEXT},
+        tags {_TEXT}, door {_TEXT}, requested {_TEXT}, model {_TEXT},
+        served {_TEXT}, provider {_TEXT}, strategy {_TEXT}, status {_TEXT},
+        error_code {_TEXT}, input_tokens INTEGER, output_tokens INTEGER,
         cached_input_tokens INTEGER, cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER,
-        reasoning_tokens INTEGER, cost INTEGER, cost_source TEXT NOT NULL,
-        estimated INTEGER NOT NULL, latency_ms INTEGER NOT NULL, first_token_ms INTEGER,
-        attempts INTEGER NOT NULL, PRIMARY KEY (at_ns, id)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE attempts (
-        at_ns INTEGER NOT NULL, call_id TEXT NOT NULL, n INTEGER NOT NULL, provider TEXT NOT NULL,
-        model TEXT NOT NULL, served TEXT NOT NULL, started_ms INTEGER NOT NULL, first_ms INTEGER,
+        reasoning_tokens INTEGER, cost INTEGER, cost_source {_TEXT},
+        estimated {_INT}, latency_ms {_INT}, first_token_ms INTEGER,
+        attempts {_INT}, PRIMARY KEY (at_ns, id))"""),
+    _made(f"""CREATE TABLE attempts (
+        at_ns {_INT}, call_id {_TEXT}, n {_INT}, provider {_TEXT},
+        model {_TEXT}, served {_TEXT}, started_ms {_INT}, first_ms INTEGER,
         ended_ms INTEGER, input_tokens INTEGER, output_tokens INTEGER, cached_input_tokens INTEGER,
         cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER, reasoning_tokens INTEGER,
-        cost INTEGER, error_code TEXT NOT NULL, final INTEGER NOT NULL,
-        PRIMARY KEY (at_ns, call_id, n)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE budgets (
-        caller TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL, held INTEGER NOT NULL,
-        PRIMARY KEY (caller, period)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE holds (
-        call_id TEXT PRIMARY KEY, caller TEXT NOT NULL, period TEXT NOT NULL, pico INTEGER NOT NULL,
-        at_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+        cost INTEGER, error_code {_TEXT}, final {_INT},
+        PRIMARY KEY (at_ns, call_id, n))"""),
+    _made(f"""CREATE TABLE budgets (
+        caller {_TEXT}, period {_TEXT}, spent {_INT}, held {_INT},
+        PRIMARY KEY (caller, period))"""),
+    _made(f"""CREATE TABLE holds (
+        call_id TEXT PRIMARY KEY, caller {_TEXT}, period {_TEXT}, pico {_INT},
+        at_ms {_INT}, expires_ms {_INT})"""),
 )
 _UNPRICED = (
-    "ALTER TABLE calls ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE attempts ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0",
+    *_add("calls", f"unpriced {_COUNT}"),
+    *_add("attempts", f"unpriced {_COUNT}"),
     """UPDATE attempts SET unpriced = 1
         WHERE cost IS NULL AND coalesce(input_tokens, output_tokens) IS NOT NULL""",
     """UPDATE calls SET unpriced = (SELECT count(*) FROM attempts AS a
@@ -57,17 +63,17 @@ _UNPRICED = (
 )
 _PLANS = (
     _made(tables.PLANS),
-    "ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
+    *_add("calls", f"plan {_NAME}"),
 )
 # Holds become rows next to their budget's row, whose call_id is empty: a reservation then changes
 # one page, not two.
 _HOLDS = (
     "ALTER TABLE budgets RENAME TO apart",
-    """CREATE TABLE budgets (
-        caller TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL DEFAULT 0,
-        held INTEGER NOT NULL, call_id TEXT NOT NULL DEFAULT '', at_ms INTEGER NOT NULL DEFAULT 0,
-        expires_ms INTEGER NOT NULL DEFAULT 0,
-        PRIMARY KEY (caller, period, call_id)) STRICT, WITHOUT ROWID""",
+    _made(f"""CREATE TABLE budgets (
+        caller {_TEXT}, period {_TEXT}, spent {_COUNT},
+        held {_INT}, call_id {_NAME}, at_ms {_COUNT},
+        expires_ms {_COUNT},
+        PRIMARY KEY (caller, period, call_id))"""),
     """INSERT INTO budgets (caller, period, spent, held)
         SELECT caller, period, spent, held FROM apart""",
     """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms)
@@ -76,11 +82,11 @@ _HOLDS = (
     "DROP TABLE holds",
 )
 _API = ("ALTER TABLE calls RENAME COLUMN door TO api",)
-_STATUS = ("ALTER TABLE attempts ADD COLUMN upstream_status INTEGER",)
-_UPSTREAM_ID = ("ALTER TABLE attempts ADD COLUMN upstream_request_id TEXT NOT NULL DEFAULT ''",)
+_STATUS = (*_add("attempts", "upstream_status INTEGER"),)
+_UPSTREAM_ID = (*_add("attempts", f"upstream_request_id {_NAME}"),)
 _CACHE_SAVED = (
-    "ALTER TABLE attempts ADD COLUMN cache_saved INTEGER",
-    "ALTER TABLE calls ADD COLUMN cache_saved INTEGER",
+    *_add("attempts", "cache_saved INTEGER"),
+    *_add("calls", "cache_saved INTEGER"),
 )
 # What each caller's calls have cost up to the end of each slot of 15 minutes: the cost of a period
 # is the difference of two rows. Triggers write it, so it follows from the rows whoever writes them.
@@ -88,9 +94,9 @@ _CACHE_SAVED = (
 _SLOT = "NEW.at_ns / 900000000000"
 _BEFORE = f"FROM sums WHERE caller = NEW.caller AND slot < {_SLOT} ORDER BY slot DESC LIMIT 1"
 SUMS = (
-    """CREATE TABLE sums (
-        caller TEXT NOT NULL, slot INTEGER NOT NULL, micro INTEGER NOT NULL, pico INTEGER NOT NULL,
-        PRIMARY KEY (caller, slot)) STRICT, WITHOUT ROWID""",
+    _made(f"""CREATE TABLE sums (
+        caller {_TEXT}, slot {_INT}, micro {_INT}, pico {_INT},
+        PRIMARY KEY (caller, slot))"""),
     """INSERT INTO sums SELECT caller, slot, sum(micro) OVER earlier, sum(pico) OVER earlier
         FROM (SELECT caller, at_ns / 900000000000 AS slot, sum(cost / 1000000) AS micro,
                 sum(cost % 1000000) AS pico
@@ -98,16 +104,16 @@ SUMS = (
         WINDOW earlier AS (PARTITION BY caller ORDER BY slot)""",
     # The sums of each ended day (UTC), by some columns of calls; see `rollups`.
     _made(tables.ROLLED, " STRICT"),
-    """CREATE TABLE rollups (
-        kind INTEGER NOT NULL, day INTEGER NOT NULL, n INTEGER NOT NULL, caller TEXT NOT NULL,
-        tag TEXT NOT NULL, error TEXT NOT NULL, model TEXT NOT NULL, served TEXT NOT NULL,
-        provider TEXT NOT NULL, attempt_error TEXT, calls INTEGER NOT NULL,
-        attempts INTEGER NOT NULL, errors INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
-        output_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
-        cache_write_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL,
-        micro INTEGER NOT NULL, pico INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-        estimated INTEGER NOT NULL, saved_micro INTEGER NOT NULL, saved_pico INTEGER NOT NULL,
-        PRIMARY KEY (kind, day, n)) STRICT, WITHOUT ROWID""",
+    _made(f"""CREATE TABLE rollups (
+        kind {_INT}, day {_INT}, n {_INT}, caller {_TEXT},
+        tag {_TEXT}, error {_TEXT}, model {_TEXT}, served {_TEXT},
+        provider {_TEXT}, attempt_error TEXT, calls {_INT},
+        attempts {_INT}, errors {_INT}, input_tokens {_INT},
+        output_tokens {_INT}, cached_input_tokens {_INT},
+        cache_write_tokens {_INT}, reasoning_tokens {_INT},
+        micro {_INT}, pico {_INT}, unpriced {_INT},
+        estimated {_INT}, saved_micro {_INT}, saved_pico {_INT},
+        PRIMARY KEY (kind, day, n))"""),
     f"""CREATE TRIGGER call_begins BEFORE INSERT ON calls WHEN NEW.cost > 0 AND NOT EXISTS
             (SELECT 1 FROM sums WHERE caller = NEW.caller AND slot = {_SLOT})
         BEGIN INSERT INTO sums VALUES (NEW.caller, {_SLOT},
@@ -116,27 +122,27 @@ SUMS = (
             UPDATE sums SET micro = micro + NEW.cost / 1000000, pico = pico + NEW.cost % 1000000
                 WHERE NEW.cost > 0 AND caller = NEW.caller AND slot >= {_SLOT};
             DELETE FROM rolled WHERE day = NEW.at_ns / 86400000000000 AND state < 2; END""",
-    "ALTER TABLE budgets ADD COLUMN waived INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE budgets ADD COLUMN raised INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE budgets ADD COLUMN warned_ms INTEGER NOT NULL DEFAULT 0",
+    *_add("budgets", f"waived {_COUNT}", f"raised {_COUNT}", f"warned_ms {_COUNT}"),
     # 1: the caller has budgets of several lengths; of older files it is not known
-    "ALTER TABLE budgets ADD COLUMN several INTEGER NOT NULL DEFAULT 0",
+    *_add("budgets", f"several {_COUNT}"),
     "UPDATE budgets SET several = 1 WHERE call_id = ''",
     _made(tables.ADJUSTMENTS, " STRICT"),
 )
 _BILLED = (  # what else an attempt was billed by, and whether its cost is assumed
-    "ALTER TABLE attempts ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE attempts ADD COLUMN service_tier TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE attempts ADD COLUMN billed TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE calls ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE rollups ADD COLUMN assumed_micro INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE rollups ADD COLUMN assumed_pico INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE budgets ADD COLUMN about TEXT NOT NULL DEFAULT ''",  # of a hold's call
+    *_add(
+        "attempts",
+        f"assumed {_COUNT}",
+        f"service_tier {_NAME}",
+        f"billed {_NAME}",
+    ),
+    *_add("calls", f"assumed {_COUNT}"),
+    *_add("rollups", f"assumed_micro {_COUNT}", f"assumed_pico {_COUNT}"),
+    *_add("budgets", f"about {_NAME}"),  # of a hold's call
 )
 _KEYS = (
     *map(_made, tables.KEYS),
     tables.FIRST_VERSION,
-    "ALTER TABLE calls ADD COLUMN end_user TEXT NOT NULL DEFAULT ''",
+    *_add("calls", f"end_user {_NAME}"),
 )
 _ANSWERS = (
     _made(tables.ANSWERS, " STRICT"),
@@ -153,10 +159,10 @@ _ACTIVITY = (
             OR EXISTS (SELECT 1 FROM activity WHERE step = 3600 AND start = {_HOUR_START})
         BEGIN DELETE FROM activity WHERE step = 300 AND start = {_SLOT_START};
             DELETE FROM activity WHERE step = 3600 AND start = {_HOUR_START}; END""",
-    "ALTER TABLE attempts ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
+    *_add("attempts", f"reason {_NAME}"),
 )
 _OBJECTS, _ALERTS = (_made(tables.OBJECTS),), (_made(tables.ALERTS),)
-_FINISH = ("ALTER TABLE attempts ADD COLUMN finish_reason TEXT NOT NULL DEFAULT ''",)
+_FINISH = (*_add("attempts", f"finish_reason {_NAME}"),)
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),
@@ -189,10 +195,10 @@ def settle(
     call = record.call
     line, end, rest = call.plan.partition("\n")
     key = digest(line)
-    row, taken_back = (*call[:-1], key + end + rest), 0
+    row, taken_back = (*call[:-1], key + end + rest), None
     if not sql.execute(WRITE_CALL, row).rowcount:
         taken_back = budgets.found_again(sql, call.at_ns, call.id)
-        if not taken_back:
+        if taken_back is None:
             return False
         sql.execute(WRITE_CALL, row)
     if key and key not in known_plans:
@@ -201,5 +207,5 @@ def settle(
             known_plans.add(key)
     for attempt in record.attempts:
         sql.execute(WRITE_ATTEMPT, tuple(attempt))  # sqlite3 binds subclasses more slowly
-    budgets.spend(sql, call, hold, zone, taken_back)
+    budgets.spend(sql, call, hold, zone, taken_back or 0)
     return True

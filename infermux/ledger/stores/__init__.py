@@ -43,39 +43,40 @@ class Store:
 
 # -- tables --
 
+_INT, _TEXT = "BIGINT NOT NULL", "TEXT NOT NULL"
 # many plans share their first line: it is stored once, and calls have its digest
-PLANS = "CREATE TABLE plans (digest TEXT NOT NULL PRIMARY KEY, line TEXT NOT NULL)"
+PLANS = f"CREATE TABLE plans (digest {_TEXT} PRIMARY KEY, line {_TEXT})"
 # the changes of budgets by operators
-ADJUSTMENTS = """CREATE TABLE adjustments (
-    at_ns BIGINT NOT NULL, name TEXT NOT NULL, team BIGINT NOT NULL, period TEXT NOT NULL,
-    action TEXT NOT NULL, pico BIGINT NOT NULL)"""
+ADJUSTMENTS = f"""CREATE TABLE adjustments (
+    at_ns {_INT}, name {_TEXT}, team {_INT}, period {_TEXT},
+    action {_TEXT}, pico {_INT})"""
 # the days that are summed up; see `rollups`
-ROLLED = "CREATE TABLE rolled (day BIGINT NOT NULL PRIMARY KEY, state BIGINT NOT NULL)"
+ROLLED = f"CREATE TABLE rolled (day {_INT} PRIMARY KEY, state {_INT})"
 # keys that are created at run time; each change raises the version
 KEYS = (
-    """CREATE TABLE api_keys (
-        name TEXT NOT NULL PRIMARY KEY, settings TEXT NOT NULL, created_ms BIGINT NOT NULL,
+    f"""CREATE TABLE api_keys (
+        name {_TEXT} PRIMARY KEY, settings {_TEXT}, created_ms {_INT},
         expires_ms BIGINT, revoked_ms BIGINT)""",
-    """CREATE TABLE key_hashes (
-        hash TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, at_ms BIGINT NOT NULL,
+    f"""CREATE TABLE key_hashes (
+        hash {_TEXT} PRIMARY KEY, name {_TEXT}, at_ms {_INT},
         until_ms BIGINT)""",
-    "CREATE TABLE versions (name TEXT NOT NULL PRIMARY KEY, version BIGINT NOT NULL)",
+    f"CREATE TABLE versions (name {_TEXT} PRIMARY KEY, version {_INT})",
 )
 FIRST_VERSION = "INSERT INTO versions VALUES ('keys', 0)"
 # cached answers
-ANSWERS = """CREATE TABLE answers (
-    digest TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, at_ms BIGINT NOT NULL,
-    expires_ms BIGINT NOT NULL, size BIGINT NOT NULL, body TEXT NOT NULL)"""
-ANSWER_SIZES = "CREATE TABLE answer_sizes (name TEXT NOT NULL PRIMARY KEY, bytes BIGINT NOT NULL)"
+ANSWERS = f"""CREATE TABLE answers (
+    digest {_TEXT} PRIMARY KEY, name {_TEXT}, at_ms {_INT},
+    expires_ms {_INT}, size {_INT}, body {_TEXT})"""
+ANSWER_SIZES = f"CREATE TABLE answer_sizes (name {_TEXT} PRIMARY KEY, bytes {_INT})"
 ANSWERS_BY_AGE = "CREATE INDEX answers_by_age ON answers (name, at_ms, digest, size)"
 ANSWERS_BY_END = "CREATE INDEX answers_by_end ON answers (expires_ms)"
 # the sums of each step of the last days; see `recent.activity`
-ACTIVITY = """CREATE TABLE activity (
-    step BIGINT NOT NULL, start BIGINT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (step, start))"""
+ACTIVITY = f"""CREATE TABLE activity (
+    step {_INT}, start {_INT}, data {_TEXT}, PRIMARY KEY (step, start))"""
 # the owners of files and batches at vendors
-OBJECTS = """CREATE TABLE objects (
-    provider TEXT NOT NULL, caller TEXT NOT NULL, ident TEXT NOT NULL, at_ms BIGINT NOT NULL,
+OBJECTS = f"""CREATE TABLE objects (
+    provider {_TEXT}, caller {_TEXT}, ident {_TEXT}, at_ms {_INT},
     PRIMARY KEY (provider, caller, ident))"""
 # when alerts were sent
-ALERTS = """CREATE TABLE alerts (
-    subject TEXT NOT NULL PRIMARY KEY, at_ms BIGINT NOT NULL, host TEXT NOT NULL)"""
+ALERTS = f"""CREATE TABLE alerts (
+    subject {_TEXT} PRIMARY KEY, at_ms {_INT}, host {_TEXT})"""

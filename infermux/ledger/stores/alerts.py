@@ -27,8 +27,7 @@ class AlertLog(Store):
     """Stores when alerts were sent."""
 
     def sent(self) -> Mapping[str, Sent]:
-        rows = self._rows(_SENT)
-        return {str(subject): Sent(at / 1000, str(host)) for subject, at, host in rows}
+        return {subject: Sent(at / 1000, host) for subject, at, host in self._rows(_SENT)}
 
     def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
         """Note that an alert is sent; return False if another worker has done so since *before*."""

@@ -16,9 +16,10 @@ OVERHEAD = 200  # bytes of a row beside its text, about
 BATCH = 100  # rows that are removed at a time
 _FIND = "SELECT at_ms, body FROM answers WHERE digest = ? AND expires_ms > ?"
 _REMOVE = "DELETE FROM answers WHERE digest = ?"
-_ONE = "SELECT digest, name, size FROM answers WHERE digest = ?"
-_OLDEST = "SELECT digest, name, size FROM answers WHERE name = ? ORDER BY at_ms, digest LIMIT 1"
-_EXPIRED = "SELECT digest, name, size FROM answers WHERE expires_ms <= ? LIMIT ?"
+_ROWS = "SELECT digest, name, size FROM answers WHERE"
+_ONE = f"{_ROWS} digest = ?"
+_OLDEST = f"{_ROWS} name = ? ORDER BY at_ms, digest LIMIT 1"
+_EXPIRED = f"{_ROWS} expires_ms <= ? LIMIT ?"
 _ADD = """INSERT INTO answers (digest, name, at_ms, expires_ms, size, body)
     VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SIZE = "SELECT bytes FROM answer_sizes WHERE name = ?"

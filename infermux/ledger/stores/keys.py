@@ -115,15 +115,15 @@ def _version(ask: Ask) -> int:
 def _keys(ask: Ask) -> list[IssuedKey]:
     hashes: dict[str, list[tuple[str, float | None]]] = {}
     for name, hash, until in ask(_HASHES, ()):
-        hashes.setdefault(str(name), []).append((str(hash), _seconds(until)))
+        hashes.setdefault(name, []).append((hash, _seconds(until)))
     return [
         IssuedKey(
-            str(name),
-            str(settings),
+            name,
+            settings,
             created / 1000,
             _seconds(expires),
             _seconds(revoked),
-            tuple(hashes.get(str(name), ())),
+            tuple(hashes.get(name, ())),
         )
         for name, settings, created, expires, revoked in ask(_KEYS, ())
     ]

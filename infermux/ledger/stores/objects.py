@@ -16,10 +16,10 @@ from . import Store
 
 MAX_OBJECTS = 100_000  # of one caller at one provider, that are listed
 _ADD = "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_REMOVE = "DELETE FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
+_ONE = "FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
+_REMOVE, _WHERE = f"DELETE {_ONE}", f"SELECT 1 {_ONE}"
 _LIST = """SELECT ident FROM objects WHERE provider = ? AND caller = ?
     ORDER BY at_ms DESC LIMIT ?"""
-_WHERE = "SELECT 1 FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
 _SECRET = "SELECT at_ms FROM objects WHERE provider = '' ORDER BY ident"
 
 

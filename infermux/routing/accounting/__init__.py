@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -69,7 +68,6 @@ class Accounting:
         deadline: float | None = None,
         longest: float = 0.0,
         content: bool = False,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = ledger
         self.lost = 0  # calls that could not be recorded; approximate, for display only
@@ -77,7 +75,6 @@ class Accounting:
         self._deadline = deadline
         self._longest = longest
         self._content = content  # whether calls keep the text of their answers
-        self._clock = clock
         self._billed: dict[str, None] = {}  # ids of stored responses; the ledger has them, too
         self._throttle = LogThrottle()
 
@@ -126,7 +123,7 @@ class Accounting:
     def _hold(self, call: Call, target: Target, budget: Budget, pico: int) -> None:
         """Reserve *pico* for the call, with what it holds already."""
         assert self.ledger is not None
-        now, lease = self._clock(), self.lease(call)
+        now, lease = time.time(), self.lease(call)
         before = call.hold
         try:
             if call.hold is None:
@@ -290,7 +287,6 @@ class Accounting:
         call.finish_reason = answer.finish_reason
         if self._content:
             call.answer = answer.text
-        usage = answer.usage or _NO_USAGE
         if call.request.op in UNBILLED:
             self._settled(call, attempt, answer.response("", ""))
             return
@@ -299,7 +295,7 @@ class Accounting:
             given = {told: own for own, told in (call.ids or {}).items()}
             self._keep_hold(call, attempt, given.get(answer.id, ""))
             return
-        usage = _completed(call.request, answer.text, usage)
+        usage = _completed(call.request, answer.text, answer.usage or _NO_USAGE)
         if not answer.finish_reason:  # cut off: the vendor's count lacks the last words
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
@@ -319,7 +315,8 @@ class Accounting:
         told = call.usage, call.cost, call.cost_source
         self._charge(call, attempt, _completed(call.request, "", _NO_USAGE))
         attempt.assumed = True
-        if _left(call, error):  # the vendor may go on
+        is_late = call.patience is not None and call.seconds >= call.patience
+        if is_late and isinstance(error, ProviderTimeout):  # the client left: the vendor may go on
             self._assume(call, attempt)
         call.usage, call.cost, call.cost_source = told
         if call.cost_source == "unpriced" and attempt.cost is not None:
@@ -383,12 +380,6 @@ class Accounting:
             self._assume(call, attempt)
 
 
-def _left(call: Call, error: BaseException) -> bool:
-    """Return whether the client itself has set the time that was too short."""
-    patience = call.patience
-    return isinstance(error, ProviderTimeout) and patience is not None and call.seconds >= patience
-
-
 def may_be_billed(error: BaseException, seconds: float) -> bool:
     """Return whether the vendor may bill an attempt that failed with *error* after *seconds*."""
     if not isinstance(error, ProviderError):  # such as a client that has disconnected
@@ -407,8 +398,7 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     uncached = replace(
         usage, cached_input_tokens=None, cache_write_tokens=None, cache_write_1h_tokens=None
     )
-    costs = [cost(each, price, service_tier=each.service_tier) for each in (uncached, usage)]
-    without, real = costs
+    without, real = (cost(each, price) for each in (uncached, usage))
     if without is None or real is None:
         return None
     return max(-MAX_PICO, min(without - real, MAX_PICO))

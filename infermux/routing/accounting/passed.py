@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 from ...dialects.openai.metering import asked
@@ -40,8 +39,7 @@ def by_price(usage: Usage, price: Price | None) -> Usage:
 
 def by_unit(usage: Usage, price: Price | None) -> Usage:
     """Return what is billed of a usage: the units and plain input, if output has no price."""
-    listed = {} if price is None else dict(price.fees)
-    if price is None or not any(name in listed for name, _ in usage.fees):
+    if price is None or dict(price.fees).keys().isdisjoint(dict(usage.fees)):
         return usage
     rates = price.rates
     if any(rate is not None for rate in (rates.output, rates.output_image, rates.output_audio)):
@@ -51,44 +49,39 @@ def by_unit(usage: Usage, price: Price | None) -> Usage:
 
 def most_passed(request: InferRequest, price: Price) -> int | None:
     """Return the most that a request may cost in pico-USD; None if it is unknown."""
-    usages = [by_price(usage, price) for usage in _usages(request, price)]
-    costs = [cost(by_unit(usage, price), price) for usage in usages]
-    known = [each for each in costs if each is not None]
-    return max(known) if known and len(known) == len(costs) else None
+    usage = by_price(_most(request, price), price)
+    return cost(by_unit(usage, price), price)
 
 
-def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
-    """Yield the possible usages, one of which is the most expensive."""
-    unit, listed = _unit(request), dict(price.fees)
-    fees = (unit,) if unit is not None and unit[0] in listed else ()
-    rates, passed = price.rates, request.passed
-    tokens = _bytes(request)
+def _most(request: InferRequest, price: Price) -> Usage:
+    """Return the most expensive usage; one without counts if that is unknown."""
+    unit, listed, rates, op = _unit(request), dict(price.fees), price.rates, request.op
+    is_image, is_recording = op.startswith("images/"), op.startswith("audio/t")
+    heard: int | None = 0  # tokens of a recording, whose length is unknown
+    if is_recording and "seconds" in listed:
+        heard = None
+    elif is_recording and (rates.input or rates.input_audio):
+        heard = price.max_input
     output: int | None = 0
-    if request.op.startswith("audio/t"):  # the length of a recording is unknown
-        heard = price.max_input if rates.input or rates.input_audio else 0
-        heard = None if "seconds" in listed else heard
-        if heard is None:
-            yield Usage()
-            return
-        tokens += heard
-    sent = 0
-    if request.op.startswith("images/") and request.op != "images/generations":
-        upload = passed.upload
+    if op not in ("moderations", "rerank") and (
+        rates.output or rates.output_image or rates.output_audio
+    ):
+        output = price.max_output
+    if heard is None or output is None:
+        return Usage()
+    sent, upload = 0, request.passed.upload
+    if is_image and op != "images/generations":
         sent = upload.files if upload is not None and upload.is_read else MAX_IMAGES
-    if request.op not in ("moderations", "rerank"):
-        priced = rates.output or rates.output_image or rates.output_audio
-        output = price.max_output if priced else 0
-    if output is None:
-        yield Usage()
-        return
     output = (output + _partial(request) * bool(output)) * _answers(request)
-    images = sent * MAX_IMAGE
-    plain = Usage(tokens + images, output, input_image_tokens=images or None, fees=fees)
-    drawn = output if request.op.startswith("images/") else None
-    said = output if request.op == "audio/speech" else None
-    heard = tokens if request.op.startswith("audio/t") and rates.input_audio is not None else None
-    yield replace(
-        plain, output_image_tokens=drawn, output_audio_tokens=said, input_audio_tokens=heard
+    tokens, images = _bytes(request) + heard, sent * MAX_IMAGE
+    return Usage(
+        tokens + images,
+        output,
+        input_image_tokens=images or None,
+        input_audio_tokens=tokens if is_recording and rates.input_audio is not None else None,
+        output_image_tokens=output if is_image else None,
+        output_audio_tokens=output if op == "audio/speech" else None,
+        fees=(unit,) if unit is not None and unit[0] in listed else (),
     )
 
 

@@ -29,16 +29,14 @@ def record(call: Call) -> Record:
         names = (_text(cached.target.model), _text(cached.served), _text(cached.target.provider))
     else:
         names = ("", "", _text(call.request.provider))
-    tokens, cost, first, unpriced, saved = (
-        _sums(rows) if last is None or len(rows) > 1 else _same(last)
-    )
+    tokens, cost, first, unpriced, saved = _sums(rows)
     start_ns, ident = call.settles or (call.start_ns, call.id)
     whole = CallRow(
         start_ns,
         ident,
         _text(call.trace_id),
         _text(call.caller.name),
-        _tags(tuple(call.tags.items())) if call.tags else "{}",
+        _tags(tuple(call.tags.items())),
         _text(call.api),
         _text(call.request.model),
         *names,
@@ -73,9 +71,9 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         _text(target.provider),
         model,
         _text(attempt.served) or model,
-        _ms(attempt.started - start),
-        None if attempt.first_chunk is None else _ms(attempt.first_chunk - start),
-        None if attempt.ended is None else _ms(attempt.ended - start),
+        round((attempt.started - start) * 1000),
+        None if attempt.first_chunk is None else round((attempt.first_chunk - start) * 1000),
+        None if attempt.ended is None else round((attempt.ended - start) * 1000),
         _count(usage.input_tokens),
         _count(usage.output_tokens),
         _count(usage.cached_input_tokens),
@@ -123,7 +121,7 @@ def about(call: Call, target: Target, at_ns: int | None = None) -> str:
             call.start_ns if at_ns is None else at_ns,
             call.trace_id,
             call.caller.name,
-            _tags(tuple(call.tags.items())) if call.tags else "{}",
+            _tags(tuple(call.tags.items())),
             call.api,
             _text(call.request.model),
             _text(target.model),
@@ -133,33 +131,27 @@ def about(call: Call, target: Target, at_ns: int | None = None) -> str:
     )
 
 
-def _same(row: AttemptRow) -> _Sums:
-    cost = 0 if row.cost is None and not row.unpriced else row.cost
-    return row[9:15], cost, row.first_ms, row.unpriced, row.cache_saved
-
-
 def _sums(rows: Sequence[AttemptRow]) -> _Sums:
+    if len(rows) == 1:  # the usual case
+        [row] = rows
+        cost = 0 if row.cost is None and not row.unpriced else row.cost
+        return row[9:15], cost, row.first_ms, row.unpriced, row.cache_saved
     columns = zip(*[row[9:15] for row in rows], strict=True)
-    known = [[count for count in column if count is not None] for column in columns]
-    sums = [sum(counts) if counts else None for counts in known] or [None] * 6
-    costs = [row.cost for row in rows if row.cost is not None]
-    firsts = [row.first_ms for row in rows if row.first_ms is not None]
-    unpriced = sum(row.unpriced for row in rows)
-    cost = None if unpriced and not costs else sum(costs)
+    sums = [_sum(column) for column in columns] or [None] * 6
     tokens = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
-    saved = [row.cache_saved for row in rows if row.cache_saved is not None]
-    first = firsts[-1] if firsts else None
-    return tokens, cost, first, unpriced, sum(saved) if saved else None
+    unpriced, cost = sum([row.unpriced for row in rows]), _sum([row.cost for row in rows])
+    first = next((row.first_ms for row in reversed(rows) if row.first_ms is not None), None)
+    saved = _sum([row.cache_saved for row in rows])
+    return tokens, cost if cost is not None or unpriced else 0, first, unpriced, saved
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _count(value: int | None) -> int | None:
-    if not isinstance(value, int):
-        return None
-    return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+    return max(0, min(value, MAX_TOKENS)) if isinstance(value, int) else None
 
 
 def _text(value: object) -> str:
