@@ -420,6 +420,12 @@ class Adapter(HTTPAdapter):
             self._pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
         return self._pool
 
+    def request_url(self, request: PreparedRequest, proxies: Any) -> str:
+        if proxies:
+            return super().request_url(request, proxies)
+        url = request.url or ""
+        return url[url.find("/", len("https://")) :]  # requests would split it four times
+
     def build_response(self, req: PreparedRequest, resp: Any) -> Any:
         return Answer(resp.status, resp.headers, resp, req)
 

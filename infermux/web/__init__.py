@@ -22,7 +22,9 @@ from .http import (
     BODY,
     Api,
     BodyRoom,
+    BytesResponse,
     View,
+    current_request,
     error_response,
     refuse_long_body,
     with_request_id,
@@ -87,7 +89,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
     """Return a view that calls the one of the method, and renders its errors."""
 
     def guarded(**arguments: str) -> Response:
-        room = BodyRoom(api.router.admission.bodies)
+        request, room = current_request(), BodyRoom(api.router.admission.bodies)
         request.environ[BODY] = room
         try:
             response = views[request.method](api, **arguments)
@@ -105,7 +107,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
                 if not room.is_used and "stream" not in vars(request):
                     refuse_long_body()
                 room.release()
-        return with_request_id(response)
+        return response if isinstance(response, BytesResponse) else with_request_id(response)
 
     guarded.allowed = allowed  # type: ignore[attr-defined]
     return guarded

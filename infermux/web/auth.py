@@ -24,6 +24,7 @@ from .http import (
     Api,
     View,
     body_size,
+    current_request,
     error_response,
     plain_error,
     read_body,
@@ -88,7 +89,7 @@ def _recorded(api: Api, caller: Caller) -> Overloaded:
 
 def request_key() -> str:
     """Return the key in the Authorization, x-api-key or x-goog-api-key header, or ""."""
-    header: dict[str, str] = request.environ
+    header: dict[str, str] = current_request().environ
     scheme, _, bearer = header.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() == "bearer" and bearer:
         return bearer.strip()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from flask import Response, request
+from flask import Request, Response, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.wsgi import ClosingIterator
 
 from ..admission import ConcurrencyLimiter
 from ..errors import (
@@ -33,7 +35,7 @@ from ..protocol import InferRequest, new_id, strict_json
 from ..routing.callers import TAGS
 from ..routing.router import Router
 from ..telemetry.spans import parse
-from ..types import JSON, Caller, LogThrottle, is_shortage
+from ..types import JSON, NOTHING, Caller, LogThrottle, is_shortage
 from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
@@ -69,6 +71,12 @@ class Api(NamedTuple):
 
 
 # -- requests --
+
+
+def current_request() -> Request:
+    """Return the request itself: each access to Flask's proxy takes three function calls."""
+    found: Request = request._get_current_object()  # type: ignore[attr-defined]  # documented
+    return found
 
 
 def query_of(*known: str) -> list[tuple[str, str]]:
@@ -120,7 +128,7 @@ class BodyRoom:
 
 
 def body_room() -> BodyRoom:
-    room: BodyRoom = request.environ[BODY]
+    room: BodyRoom = current_request().environ[BODY]
     return room
 
 
@@ -133,13 +141,13 @@ def refuse_body() -> None:
 
 def refuse_long_body() -> None:
     """Leave a body unread that nobody wants, unless it is short: its end need not be awaited."""
-    if "HTTP_TRANSFER_ENCODING" in request.environ or (body_size() or 0) > SHORT_BODY:
+    if "HTTP_TRANSFER_ENCODING" in current_request().environ or (body_size() or 0) > SHORT_BODY:
         refuse_body()
 
 
 def body_size() -> int | None:
     """Return the body's size in bytes from the headers, or None if unknown."""
-    environ = request.environ
+    environ = current_request().environ
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     length: str = environ.get("CONTENT_LENGTH", "")
@@ -173,7 +181,7 @@ def read_body(limit: int = MAX_BODY) -> bytes:
 
 def check_encoding() -> None:
     """Raise UnsupportedEncoding if the body is compressed."""
-    encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
+    encoding: str = current_request().environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
         refuse_body()
         raise UnsupportedEncoding(
@@ -192,6 +200,7 @@ def unread(error: Exception) -> InferMuxError:
 
 
 def _received(room: BodyRoom, size: int | None, limit: int) -> bytes:
+    request = current_request()
     if size is not None and size > limit:
         raise RequestEntityTooLarge
     if "stream" in vars(request):  # a hook of the app has accessed it
@@ -244,7 +253,7 @@ def json_body(decode: Callable[[bytes], T]) -> T:
 
 def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     """Return a new call for this request, stored in its environ for error responses."""
-    environ = request.environ  # 30 times as fast as `request.headers`
+    environ = current_request().environ  # 30 times as fast as `request.headers`
     header = environ.get
     if (session := header("HTTP_X_SESSION_ID")) is not None:
         wanted.session = session
@@ -280,17 +289,42 @@ def _read_timeout(text: str) -> float | None:
 # -- responses --
 
 
+class BytesResponse(Response):
+    """A response of bytes. Werkzeug's encodes them and copies its headers: 3 % of a call."""
+
+    _has_callbacks = False
+
+    def __init__(self, body: Iterable[bytes], status: int, headers: Headers) -> None:
+        super().__init__(body, status, headers)
+        self._original = self.response  # a hook of the app may replace it
+
+    def call_on_close(self, func: Callable[[], Any]) -> Callable[[], Any]:
+        self._has_callbacks = True
+        return super().call_on_close(func)
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        return self.headers
+
+    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
+        if self.response is not self._original or environ["REQUEST_METHOD"] == "HEAD":
+            return super().get_app_iter(environ)
+        body: Any = self.response
+        return ClosingIterator(body, self.close) if self._has_callbacks else body
+
+
 def json_response(
-    value: object, status: int = 200, headers: dict[str, str] | None = None
+    value: object, status: int = 200, headers: Mapping[str, str] = NOTHING
 ) -> Response:
     """Return *value* as JSON, whatever the app's JSON settings are; bytes are sent unchanged."""
     data = value if isinstance(value, bytes) else strict_json.encode(value) + b"\n"
-    own = {
-        "Content-Type": "application/json",
-        "Content-Length": str(len(data)),
-        "X-Content-Type-Options": "nosniff",
-    }
-    return with_request_id(Response([data], status, own | (headers or {})))
+    complete = Headers()
+    complete[:] = [  # a third faster than one by one
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(data))),
+        ("X-Content-Type-Options", "nosniff"),
+        *headers.items(),
+    ]
+    return with_request_id(BytesResponse([data], status, complete))
 
 
 def call_response(call: Call, value: object) -> Response:
@@ -306,7 +340,7 @@ def with_request_id(response: Response) -> Response:
 
 def error_response(error: InferMuxError, render: Render) -> Response:
     """Return the response to *error*: its body from *render*, and headers of the failed call."""
-    call: Call | None = request.environ.get(_CALL)
+    call: Call | None = current_request().environ.get(_CALL)
     headers, status = {} if call is None else call_headers(call), error.status
     asked = call.request.native if call is not None else None
     native = error.native_in(asked.dialect) if asked is not None else None

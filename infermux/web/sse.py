@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from flask import Response, current_app, request
+from flask import Response, current_app
 from werkzeug.datastructures import Headers
 
 from ..config.settings import EARLY_HEADERS, Server
@@ -17,7 +17,7 @@ from ..planning.call import Call
 from ..routing.router import Router
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import BODY, Api, call_headers
+from .http import BODY, Api, BytesResponse, call_headers, current_request
 
 BEAT_SECONDS = 1.0  # between heartbeats before the first content
 START = "infermux.start_response"  # key in the WSGI environ
@@ -58,9 +58,9 @@ def sse_response(
     stream = early.open(api.router)
     if isinstance(stream, Response):
         return stream
-    call.releases.append(request.environ.pop(BODY).release)
+    call.releases.append(current_request().environ.pop(BODY).release)
     headers = Headers({**own, **call_headers(call)})
-    response = Response(events(stream, encode(stream)), 200, headers)
+    response = BytesResponse(events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)
     return response
 
@@ -69,7 +69,7 @@ def failed_response(error: Exception, encoder: Encoder, headers: Mapping[str, st
     """Return a stream that tells of *error*."""
     data = failure(error, encoder)
     forget(error)  # its frames keep the request alive
-    return Response([data], 200, Headers(headers))
+    return BytesResponse([data], 200, Headers(headers))
 
 
 class StartResponse:
@@ -113,7 +113,7 @@ class EarlyHead:
     ) -> None:
         self._headers = headers
         seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers) * is_stream
-        self._start: StartResponse | None = request.environ.get(START)
+        self._start: StartResponse | None = current_request().environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
         self._call: Call | None = call
         self._encode: Callable[[Stream | None], Encoder] | None = encode

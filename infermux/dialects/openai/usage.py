@@ -52,7 +52,10 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
 
 
 def _first(data: JSON, *names: str) -> int | None:
-    return next((count(data[name]) for name in names if data.get(name) is not None), None)
+    for name in names:
+        if data.get(name) is not None:
+            return count(data[name])
+    return None
 
 
 def _fees(data: JSON) -> tuple[tuple[str, int], ...]:

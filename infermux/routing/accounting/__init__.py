@@ -398,7 +398,7 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     uncached = replace(
         usage, cached_input_tokens=None, cache_write_tokens=None, cache_write_1h_tokens=None
     )
-    without, real = (cost(each, price) for each in (uncached, usage))
+    without, real = cost(uncached, price), cost(usage, price)
     if without is None or real is None:
         return None
     return max(-MAX_PICO, min(without - real, MAX_PICO))

@@ -18,7 +18,7 @@ from ...planning.call import Call
 from ...protocol import strict_json
 from ...protocol.sse import Event, comment
 from ...types import JSON, Chunk, Usage
-from ..http import BODY, Api, call_headers
+from ..http import BODY, Api, BytesResponse, call_headers
 from ..sse import HEADERS, EarlyHead, events
 
 # Types that a browser does not run as a page of this server.
@@ -42,19 +42,19 @@ def passed_response(api: Api, call: Call, *, wants_stream: bool = False) -> Resp
     if stream.is_whole and early.write is None:
         data = b"".join([chunk.native or b"" for chunk in stream])
         whole = {"Content-Type": _type(passed.media), "Content-Length": str(len(data))}
-        return Response([data], 200, _headers(call, whole))
+        return BytesResponse([data], 200, _headers(call, whole))
     call.releases.append(environ.pop(BODY).release)
     is_events = "event-stream" in passed.media
     encoder = Encoder(environ, is_events=is_events or early.write is not None)
     if early.write is not None and not is_events:
         stream.close()
         late = StreamIncomplete("the provider answered without events")
-        return Response([encoder.error(late)], 200, Headers(HEADERS))
+        return BytesResponse([encoder.error(late)], 200, Headers(HEADERS))
     own = dict(HEADERS) if is_events else {"Content-Type": _type(passed.media)}
     if passed.length is not None and not is_events:
         own["Content-Length"] = str(passed.length)
         encoder.has_length = True
-    response = Response(events(stream, encoder), 200, _headers(call, own))
+    response = BytesResponse(events(stream, encoder), 200, _headers(call, own))
     response.call_on_close(stream.close)
     return response
 
