@@ -950,8 +950,8 @@ def test_an_attempt_that_may_have_been_billed_is_assumed_to_be(fault, assumed, t
 def test_a_client_that_waits_too_short_spends_what_was_held(tmp_path, vendor):
     """The vendor goes on without it: a short wait must not make a call cheap."""
     client = service(tmp_path, vendor, 'usd = "1"')
-    vendor.says(chat(), delay=0.5)
-    headers = OWN | {"X-Stainless-Read-Timeout": "0.2"}
+    vendor.says(chat(), delay=2)
+    headers = OWN | {"X-Stainless-Read-Timeout": "1"}
     body = {"model": "openai/sized", "messages": HELLO, "max_tokens": 500}
     assert client.post("/v1/chat/completions", json=body, headers=headers).status_code == 504
     assert rows(client)[0].call.assumed > 5000 * MICRO and budget_of(client)[0] > 5000 * MICRO
