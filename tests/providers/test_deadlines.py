@@ -127,12 +127,12 @@ def failure(
 def test_certificates_are_loaded_before_the_time_for_connecting_is_measured(tmp_path: Path) -> None:
     """So many take longer than the whole deadline."""
     many = tmp_path / "ca.pem"
-    many.write_bytes(Path(certifi.where()).read_bytes() * 8)
+    many.write_bytes(Path(certifi.where()).read_bytes() * 16)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
         vendor = HTTPProvider("vendor", base_url=url, api_key="sk-1", ca=str(many))
         with contextlib.closing(vendor), pytest.raises(ProviderTimeout):
-            infer(vendor, Deadline(0.05))
+            infer(vendor, Deadline(0.01))
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
