@@ -58,7 +58,10 @@ def is_readable(sock: Any, seconds: float = 0.0) -> bool:
 
 
 def limit_waits(sock: Any, seconds: float, *, sends: bool = True) -> None:
-    """Let the kernel end each call of a blocking socket: a timeout of Python's costs more calls."""
+    """Let the kernel end each wait of a blocking socket after *seconds*; if it *sends*, those too.
+
+    A timeout of Python's would take twice the system calls.
+    """
     whole, rest = divmod(max(0.001, seconds), 1)  # 0 would mean for ever
     timeval = struct.pack("ll", int(whole), int(rest * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)

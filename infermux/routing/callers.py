@@ -49,7 +49,7 @@ def begun(
 
 
 def allowed_route(registry: Registry, request: InferRequest, scope: Collection[str]) -> Route:
-    """Return the route of a request of a key whose models are *scope*.
+    """Return the route of a request by a caller that may use only the models in *scope*.
 
     Raise ModelNotFound, or ModelNotAllowed: also for a model that the vendor may take instead.
     """

@@ -290,7 +290,7 @@ def _read_timeout(text: str) -> float | None:
 
 
 class BytesResponse(Response):
-    """A response of bytes. Werkzeug's encodes them and copies its headers: 3 % of a call."""
+    """A response of bytes, faster as Werkzeug neither encodes it nor copies its headers."""
 
     _has_callbacks = False
 
