@@ -53,30 +53,37 @@ def shown(value: object) -> str:
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
 
 
-def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return "; did you mean 'x'?" for the *known* names that resemble *name*, or ""."""
+def similar(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Return up to three of the *known* names that resemble *name*; case does not matter."""
     from difflib import get_close_matches  # slow to import
 
     names, word = {each.casefold(): each for each in known}, name[:SHOWN].casefold()
-    found = [word] if word in names else get_close_matches(word, names, n=3, cutoff=cutoff)
-    return f"; did you mean {' or '.join(repr(names[each]) for each in found)}?" if found else ""
+    found = [word] if word in names else get_close_matches(word, names, cutoff=cutoff)
+    return [names[each] for each in found]
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Return "; did you mean 'x' or 'y'?", or "" if there is no name."""
+    choice = " or ".join(map(repr, names))
+    return f"; did you mean {choice}?" if choice else ""
+
+
+def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return "; did you mean 'x'?" for the *known* names that resemble *name*, or ""."""
+    return did_you_mean(similar(name, known, cutoff))
 
 
 def printable(text: str) -> str:
     """Return *text* with control and bidirectional characters escaped, fit for a terminal."""
     if text.isprintable():
         return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def listed(names: Sequence[str]) -> str:
     """Return the first MAX_LISTED *names* as text, and how many more there are."""
-    shown = ", ".join(printable(name) for name in names[:MAX_LISTED])
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{shown}{more}" or "none"
+    told, left = ", ".join(map(printable, names[:MAX_LISTED])), len(names) - MAX_LISTED
+    return told + f" and {left} more" * (left > 0) or "none"
 
 
 def counted(number: int, noun: str, many: str = "") -> str:
@@ -166,10 +173,8 @@ class InferMuxError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        if param is not None:
-            self.param = param
-        if retry_after is not None:
-            self.retry_after = retry_after
+        self.param = self.param if param is None else param
+        self.retry_after = self.retry_after if retry_after is None else retry_after
 
     def __str__(self) -> str:
         if self.attempts:
@@ -217,7 +222,8 @@ class ConfigError(InferMuxError):
 
 def wrong_value(place: str, right: str, value: object) -> ConfigError:
     """Return the error that *value*, at *place*, must be something else."""
-    return ConfigError(f"{place} must be {right}, not {shown(value)}")
+    told = shown(value) if isinstance(value, str) else shown(str(value))[1:-1]
+    return ConfigError(f"{place} must be {right}, not {told}")
 
 
 class RequestError(InferMuxError):

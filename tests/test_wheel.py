@@ -21,6 +21,7 @@ DATA = {
     "infermux/py.typed",
     "infermux/prices.json",
     "infermux/config/template.toml",
+    "infermux/config/words.toml",
     "infermux/web/codex.json",
     *(f"infermux/web/admin/templates/{name}" for name in PAGES),
 }

@@ -54,8 +54,6 @@ def create(router: Router, ledger: Ledger, data: Mapping[str, Any]) -> Made:
             hint = suggestion(field, _FIELDS)
             raise RequestError(f"a key has no {shown(field)}{hint}", param=field[:100])
     name, now = _name(data.get("name")), time.time()
-    if data.get("models") == []:
-        raise must_be("models", "names of models: leave it out to admit all of them")
     settings = {each: data[each] for each in _SETTINGS if data.get(each) is not None}
     _check(router, name, settings)
     _refuse_own(router, name, "choose another name")

@@ -15,7 +15,8 @@ from ..config import Config, ProviderConfig
 from ..config.params import credential_of
 from ..config.patterns import is_pattern
 from ..config.readers import NO_ENDPOINTS
-from ..config.schema import Problems, suggestion
+from ..config.schema import Problems, keys_of, suggestion
+from ..config.settings import EVERYTHING, ModelConfig
 from ..dialects.responses import STANDARD
 from ..errors import SHOWN, ConfigError, ModelNotFound, shown
 from ..planning.matching import check
@@ -91,6 +92,8 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
             if mirror.target == model.name:
                 problems.errors.append(f"[models.{model.name}].mirror.target is the name itself")
     told: set[str] = set()
+    if any(name == EVERYTHING for name, _ in config.unread):
+        return
     for place, name in places:
         own = inner[name] if place.startswith("[models] ") else (name,)
         with problems:
@@ -100,7 +103,9 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
                 direct = any(shown(each) in error.message for each in own)
                 if direct or error.message not in told:  # else already reported for an inner name
                     told.add(error.message)
-                    raise ConfigError(f"{place}: {error}") from None
+                    is_key = place.removeprefix("[models] ") in keys_of(ModelConfig)
+                    hint = "; settings of a name go into [models.NAME]" * is_key
+                    raise ConfigError(f"{place}: {error}{hint}") from None
 
 
 def _check_overrides(registry: Registry, config: Config, problems: Problems) -> None:
@@ -145,7 +150,7 @@ def _address(config: ProviderConfig, preset: Preset) -> str:
     address = config.base_url or preset.base_url
     if not address:
         variable = preset.address or f"{config.name.upper()}_BASE_URL"
-        raise ConfigError(f"provider {config.name!r} has no address; set {variable}")
+        raise ConfigError(f"[providers.{config.name}] has no address: set base_url, or {variable}")
     path = urlsplit(address).path
     if end := re.search(r"/((chat/)?completions|embeddings|messages|responses)$", path):
         raise ConfigError(f"[providers.{config.name}].base_url must end before {end[0]}")
@@ -161,12 +166,11 @@ def provider(config: ProviderConfig) -> Any:
         return configured(config)
     make = plugin(config.type)
     if make is None:
-        labels = {each.label.casefold(): name for name, each in PRESETS.items()}
-        meant = labels.get(config.type.casefold(), config.type)
-        hint = suggestion(meant, [*PRESETS, ECHO, *plugins()])
+        hint = suggestion(config.type, [*PRESETS, ECHO, *plugins()])
         if config.type == config.name and hint.startswith("; there are"):
             hint = """; for OpenAI's format set type = "openai\""""
-        raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{hint}")
+            hint += " and base_url" * (not config.base_url)
+        raise ConfigError(f"[providers.{config.name}]: there is no type {config.type!r}{hint}")
     try:
         return make(config)
     except ConfigError:

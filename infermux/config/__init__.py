@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, close_to
+from ..errors import ConfigError, close_to, did_you_mean, similar
 from .credentials import api_key, reference
 from .names import check_stars, check_ties, model_name, without_cycles
 from .params import credential_of
@@ -26,19 +26,21 @@ from .schema import (
     Problems,
     Secret,
     Setter,
-    any_table,
     current,
     flag,
     keys_of,
+    of_type,
     printable_name,
     resembles,
     secret,
     suggestion,
     table,
+    unknown,
     url,
     variables,
 )
 from .settings import (
+    EVERYTHING,
     SECTIONS,
     Config,
     ModelConfig,
@@ -197,12 +199,11 @@ class _File:
     def read(self) -> Config:
         """Return the configuration; raise Missing or NotTOML."""
         data = _toml(self.path)
-        for name in data:
-            with self.problems:
-                if name not in _TABLES:
-                    own = [f"[{each}]" for each, kind in SECTIONS.items() if hasattr(kind, name)]
-                    hint = f"; it is a key of {own[0]}" if own else suggestion(name, _TABLES)
-                    raise ConfigError(f"there is no section [{name}]{hint}")
+        for name in [name for name in data if name not in _TABLES]:
+            self.problems.errors.append(f"there is no section [{name}]{unknown(name, _TABLES)}")
+            if isinstance(data[name], dict):  # read it, so that references to it are not reported
+                for likely in similar(name, _TABLES)[:1]:
+                    data.setdefault(likely, data[name])
         everything = "providers" not in data
         data = self._dereferenced(data, "")
         if not isinstance((vendors := data.get("providers", {})), dict):
@@ -213,7 +214,7 @@ class _File:
         providers = self._all(data, "providers", self._provider)
         models = self._all(data, "models", self._model)
         keys = self._all(data, "keys", caller_key)
-        budgets = self._all(data, "budgets", partial(team, data.get("keys")))
+        budgets = self._all(data, "budgets", partial(team, data.get("keys", {})))
         sections = {}
         for name, kind in SECTIONS.items():
             with self.problems:
@@ -236,9 +237,13 @@ class _File:
     def _all(self, data: Any, section: str, read: Any) -> list[Any]:
         found = []
         with self.problems:
-            for name, value in any_table(data.get(section, {}), f"[{section}]").items():
+            place, written = f"[{section}]", data.get(section, {})
+            if not isinstance(written, dict):
+                self.unread[EVERYTHING] = None
+            remedy = f"; write [{section}.NAME]"
+            for name, value in of_type(dict, written, place, remedy=remedy).items():
                 with self.problems:
-                    self.unread[printable_name(name, f"[{section}]")] = value
+                    self.unread[printable_name(name, place)] = value
                     found.append(read(name, value))
                     del self.unread[name]
         return found
@@ -280,6 +285,7 @@ class _File:
     def _provider(self, name: str, value: Any) -> ProviderConfig:
         """Return a provider; a preset takes what is missing from the environment."""
         place, environment = f"[providers.{name}]", self.environment
+        value = of_type(dict, value, place, remedy=close_to(name, ["environment"]))
         value = self._renamed(ProviderConfig, value, place)
         provider = table(ProviderConfig, name=name)(value, place)
         if "/" in name:
@@ -404,8 +410,6 @@ class _Variables:
         return replace(config, providers=tuple(providers))
 
     def _hint(self, name: str, config: Config) -> str:
-        from difflib import get_close_matches  # here: only an error needs it
-
         rest = name.removeprefix(PREFIX).upper()
         if address := Server.elsewhere.get(rest.lower()):
             return address
@@ -420,10 +424,9 @@ class _Variables:
         found = found or [each for each in names if resembles(rest, each)]
         vendors = {each for keys in self._environment.keys.values() for each in keys}
         if not found and rest in vendors:
-            return f"; did you mean {rest!r}?"
-        found = found or get_close_matches(rest, names, n=1, cutoff=0.7)
-        meant = dict.fromkeys(names[each] for each in found[:3])
-        return f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ": unset it"
+            return did_you_mean([rest])
+        found = found or similar(rest, names, 0.7)[:1]
+        return did_you_mean(dict.fromkeys(names[each] for each in found[:3])) or ": unset it"
 
 
 def _of_kubernetes(name: str, value: str) -> bool:

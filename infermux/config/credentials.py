@@ -43,8 +43,9 @@ class FileSecret(Secret):
         try:
             found = self._path.stat()
             value = secret(place, self._path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError(f"{place}: the file {self._path} cannot be read") from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", "it is not UTF-8 text")
+            raise ConfigError(f"{place}: the file {self._path} cannot be read: {why}") from None
         return _stamp(found), value.reveal()
 
     def current(self, patience: float) -> str:
@@ -94,7 +95,7 @@ class SecretPool(Secret):
 def reference(value: str, place: str, get: Get) -> Any:
     """Return the secret that "env:NAME" or "file:PATH" refers to; other values unchanged."""
     kind, _, name = value.partition(":")
-    if kind == "env" and name:
+    if kind == "env" and name and name[0] not in " $":
         if not get(name):
             raise ConfigError(f"{place}: the variable {name} is not set")
         return secret(place, get(name), name)

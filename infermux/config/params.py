@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, close_to, shown, wrong_value
+from .readers import VARIABLE, secret
 from .schema import TYPES, Problems, Secret, any_table, of_type
 
 _NUMBER = (int, float)
@@ -146,8 +147,8 @@ def _header(name: str, value: Any, place: str) -> str | Secret:
     if isinstance(value, Secret):
         return value
     text: str = of_type(str, value, place)
-    if _PRIVATE.search(name):
-        raise ConfigError(f'{place} must be a reference, "env:NAME" or "file:PATH"')
+    if _PRIVATE.search(name) or VARIABLE.fullmatch(text):
+        return secret(text, place)
     if not text.strip() or not text.isascii() or not text.isprintable() or len(text) > 2000:
         raise ConfigError(f"{place} must be printable ASCII on one line, and not empty")
     return text

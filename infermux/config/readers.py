@@ -14,7 +14,9 @@ from .schema import Reader, Secret, any_table, of_type, printable_name, some_of,
 
 REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
-_VARIABLE = re.compile(r"(?:\$\{?|os\.environ/)([A-Z][A-Z0-9_]*)\}?")  # as others write one
+VARIABLE = re.compile(  # as others write one
+    r"(?:(?:env|ENV)[:.] ?\$?\{?|\$\{?|os\.environ/)([A-Z][A-Z0-9_]*)\}?"
+)
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _BYTES = {"KB": 2**10, "MB": 2**20, "GB": 2**30}
@@ -42,7 +44,7 @@ def secret(value: Any, place: str) -> Secret:
     """Read a secret; the loader has already replaced references."""
     if not isinstance(value, Secret):
         forms = REFERENCES if place.endswith(".api_key") else '"env:NAME" or "file:PATH"'
-        variable = _VARIABLE.fullmatch(value) if isinstance(value, str) else None
+        variable = VARIABLE.fullmatch(value) if isinstance(value, str) else None
         meant = f'; did you mean "env:{variable[1]}"?' if variable else ""
         raise ConfigError(f"{place} must be a reference, {forms}, never the secret itself{meant}")
     return value
@@ -115,9 +117,19 @@ alert_events = not_empty(
     "names no event; without [alerts] none is sent",
 )
 some_texts = not_empty(texts, "must name a key")
-target_names = not_empty(
-    lambda value, place: (text(value, place),) if isinstance(value, str) else texts(value, place),
-    "names no target",
+some_models = not_empty(texts, "names no model: leave it out to admit all of them")
+
+
+def _targets(value: Any, place: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (text(value, place),)
+    return texts(of_type(list, value, place, " of targets, or one in quotes"), place)
+
+
+target_names = not_empty(_targets, "names no target")
+file_path = of_form(
+    r"(?!(env|file):|\w+://).+",
+    "the path of a file (a PostgreSQL has a url; a variable is INFERMUX_LEDGER__PATH)",
 )
 
 
@@ -203,7 +215,8 @@ NO_ENDPOINTS = "none"
 
 def endpoint_names(value: Any, place: str) -> tuple[str, ...]:
     """Read a list of endpoints, or "none" alone."""
-    found = some_of(*ENDPOINTS, NO_ENDPOINTS)(value, place)
+    read = not_empty(some_of(*ENDPOINTS, NO_ENDPOINTS), 'names no endpoint: write ["none"]')
+    found: tuple[str, ...] = read(value, place)
     if NO_ENDPOINTS in found and len(found) > 1:
         raise ConfigError(f'{place} must have no other item beside "none"')
     return found
@@ -212,17 +225,6 @@ def endpoint_names(value: Any, place: str) -> tuple[str, ...]:
 def or_empty(reader: Reader) -> Reader:
     """Return a reader that also accepts "", which disables the feature."""
     return lambda value, place: reader(value, place) if value != "" else ""
-
-
-def or_zero(reader: Reader) -> Reader:
-    """Return a reader that also accepts 0, which it returns in its own type."""
-
-    def read(value: Any, place: str) -> Any:
-        if type(value) in (int, float) and not value:
-            return type(reader(1, place))(0)
-        return reader(value, place)
-
-    return read
 
 
 def tags(value: Any, place: str) -> bool | dict[str, str]:

@@ -6,13 +6,16 @@ returns the field's value or raises ConfigError with a remedy. `table(Breaker)` 
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import MISSING, Field, field, fields, replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, close_to, shown, wrong_value
+from ..errors import ConfigError, did_you_mean, shown, similar, wrong_value
 
 Reader = Callable[[Any, str], Any]
 Record = TypeVar("Record")
@@ -33,6 +36,7 @@ TYPES: dict[type, str] = {
     dict: "a table",
 }
 PLACE = "\0"
+TABLES: dict[str, Any] = {}  # the dataclass of each table of the file, by its place: `settings`
 
 
 class Secret:
@@ -197,10 +201,11 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
         for name, item in data.items():
             with problems:
                 if name not in readers:
-                    hint = getattr(kind, "elsewhere", {}).get(name) or suggestion(name, readers)
+                    hint = getattr(kind, "elsewhere", {}).get(name) or unknown(name, readers)
                     raise ConfigError(f"{place} has no {shown(name)}{hint}")
                 read[name] = readers[name](item, f"{place}.{name}")
-        problems.errors += [f"{place} needs {name!r}" for name in required if name not in data]
+        missing, told = [name for name in required if name not in data], "".join(problems.errors)
+        problems.errors += [f"{place} needs {name!r}" for name in missing if repr(name) not in told]
         problems.check()
         return kind(**given, **read)
 
@@ -219,6 +224,8 @@ def of_type(kind: type, value: Any, place: str, more: str = "", *, remedy: str =
     if not right or (isinstance(value, bool) and kind is not bool):
         # never the value: it may be a secret in the wrong place
         what = (TYPES | {float: "a decimal number"}).get(type(value), "a date or a time")
+        if isinstance(value, dict) and next(iter(value), "")[:1].isdigit():
+            remedy = "; a name with a dot needs quotes"
         raise ConfigError(f"{place} must be {TYPES[kind]}{more}, not {what}{remedy}")
     return value
 
@@ -241,11 +248,11 @@ def texts(value: Any, place: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def whole_below(limit: int) -> Reader:
+def whole_below(limit: int, unit: str = "") -> Reader:
     """Return a reader of whole numbers above 0 and below *limit*."""
 
     def read(value: Any, place: str) -> int:
-        number: int = of_type(int, value, place)
+        number: int = of_type(int, value, place, unit)
         if not 0 < number < limit:
             bound = "above 0" if number < 1 else f"below {limit:,}"
             raise wrong_value(place, f"a whole number {bound}", value)
@@ -258,16 +265,27 @@ def at_most(limit: float, unit: str = "") -> Reader:
     """Return a reader of numbers above 0 and at most *limit*."""
 
     def read(value: Any, place: str) -> float:
-        number: float = of_type(float, value, place)
+        number: float = of_type(float, value, place, unit and f" of {unit}")
         if not 0 < number <= limit:
-            raise wrong_value(place, f"{unit}more than 0 and at most {limit}", value)
+            raise wrong_value(place, f"{unit}{unit and ', '}more than 0 and at most {limit}", value)
         return float(number)
 
     return read
 
 
+def or_zero(reader: Reader) -> Reader:
+    """Return a reader that also accepts 0, in either type."""
+
+    def read(value: Any, place: str) -> Any:
+        is_zero = type(value) in (int, float) and not value
+        return reader(1, place) * 0 if is_zero else reader(value, place)
+
+    return read
+
+
 whole = whole_below(10**12)
-seconds = at_most(86400, "seconds, ")
+size_in_bytes = whole_below(10**12, " of bytes")
+seconds = at_most(86400, "seconds")
 share = at_most(1)
 flag = partial(of_type, bool)
 any_table = partial(of_type, dict)
@@ -282,11 +300,11 @@ def printable_name(value: str, place: str) -> str:
 
 def one_of(*words: str) -> Reader:
     def read(value: Any, place: str) -> str:
-        word: str = of_type(str, value, place)
-        if word not in words:
-            choice = " or ".join(map(repr, words))
-            raise ConfigError(f"{place} must be {choice}, not {shown(word)}{close_to(word, words)}")
-        return word
+        if value not in words:
+            error = wrong_value(place, " or ".join(map(repr, words)), value)
+            hint = did_you_mean(meant(value, words)) if isinstance(value, str) else ""
+            raise ConfigError(f"{error.message}{hint}")
+        return str(value)
 
     return read
 
@@ -314,9 +332,51 @@ def url(value: Any, place: str) -> str:
     return address.rstrip("/")
 
 
+# -- hints for unknown names --
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """Return a hint for a key that its table does not have: the right one, or its place."""
+    names = list(known)
+    likely = _ours(key, names) or similar(key, names, 0.8)
+    return did_you_mean(likely) or _home(key) or suggestion(key, names)
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt *word*: similar names, or all that are known."""
+    """Return a hint for a misspelt *word*: what it may mean, or all names that are known."""
     names = list(known)
     verb = "is" if len(names) == 1 else "are"
-    word = next((each for each in names if word in each.split("_")), word)
-    return close_to(word, names, 0.61) or f"; there {verb} {', '.join(names) or 'none'}"
+    return did_you_mean(meant(word, names)) or f"; there {verb} {', '.join(names) or 'none'}"
+
+
+def meant(word: str, known: Iterable[str]) -> list[str]:
+    """Return which of the *known* names *word* may mean: they share parts, or are similar."""
+    names, parts = list(known), _plain(word).split("_")
+    whole = [each for each in names if each and {*each.split("_")} <= {*parts}]
+    shared = sorted(whole, key=len)[-1:] or [each for each in names if word in each.split("_")]
+    return _ours(word, names) or shared[:3] or similar(word, names, 0.61)
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"\W+", "_", word.strip().casefold())
+
+
+@cache
+def _words() -> dict[str, list[str]]:
+    """Return what other programs call each name of ours."""
+    text = Path(__file__).with_name("words.toml").read_text(encoding="utf-8")
+    return {name: words.split() for name, words in tomllib.loads(text).items()}
+
+
+def _ours(word: str, known: Container[str]) -> list[str]:
+    """Return the *known* names for what other programs call *word*."""
+    return [name for name, words in _words().items() if _plain(word) in words and name in known]
+
+
+def _home(word: str) -> str:
+    """Return which tables have the key that *word* means, or ""."""
+    keys = {name: place for place, kind in TABLES.items() for name in keys_of(kind)}
+    for key in (word, *_ours(word, keys)):
+        if places := [place for place, kind in TABLES.items() if key in keys_of(kind)]:
+            return f"; {'it' if key == word else repr(key)} is a key of {' and '.join(places)}"
+    return ""

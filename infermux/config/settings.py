@@ -21,14 +21,15 @@ from .readers import (
     database_url,
     days,
     endpoint_names,
+    file_path,
     key_hash,
     missing_features,
     money,
     or_empty,
-    or_zero,
     secret,
     size,
     size_bytes,
+    some_models,
     some_texts,
     span,
     span_seconds,
@@ -39,13 +40,16 @@ from .readers import (
     weights,
 )
 from .schema import (
+    TABLES,
     Secret,
     any_table,
     flag,
     one_of,
+    or_zero,
     reads,
     seconds,
     share,
+    size_in_bytes,
     some_of,
     suggestion,
     table,
@@ -168,7 +172,6 @@ class MirrorConfig:
 class ModelConfig:
     """A model alias: its targets, and the strategy that orders them."""
 
-    elsewhere: ClassVar = {"retries": "; did you mean 'attempts'?"}
     name: str
     targets: tuple[str, ...] = reads(target_names)
     strategy: str = reads(one_of(*STRATEGIES), "priority")
@@ -203,7 +206,6 @@ class Reliability:
     """Retries, failover and circuit breaking."""
 
     elsewhere: ClassVar = {
-        "retries": "; did you mean 'attempts'?",
         "timeout": ": use 'deadline' here, or 'timeout' in [providers.NAME]",
     }
     attempts: int = reads(whole, 3)
@@ -224,10 +226,10 @@ class Server:
     threads: int = reads(whole, 1536)
     streams: float = reads(share, 0.75)
     graceful_timeout: int = reads(whole, 30)
-    max_body: int = reads(whole, 32 * 1024 * 1024)
-    max_upload: int = reads(or_zero(whole), 0)
+    max_body: int = reads(size_in_bytes, 32 * 1024 * 1024)
+    max_upload: int = reads(or_zero(size_in_bytes), 0)
     early_headers: float = reads(_SECONDS, 5.0)
-    max_inflight_body: int = reads(whole, 256 * 1024 * 1024)
+    max_inflight_body: int = reads(size_in_bytes, 256 * 1024 * 1024)
     admin_key: Secret | None = reads(secret, None)
     metrics: str = reads(one_of("open", "admin"), "open")
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
@@ -260,7 +262,7 @@ def team(keys: object, name: str, value: object) -> TeamConfig:
     place, known = f"[budgets.{name}]", list(keys) if isinstance(keys, dict) else []
     found = table(TeamConfig, name=name)(value, place)
     for key in found.keys:
-        if key not in known:
+        if key not in known and isinstance(keys, dict):
             raise ConfigError(f"{place}.keys: there is no key {shown(key)}{suggestion(key, known)}")
     return found
 
@@ -272,7 +274,7 @@ class KeyConfig:
     elsewhere: ClassVar = {"key": ": write its 'hash', which `infermux keys new NAME` makes"}
     name: str
     hash: str = reads(key_hash)
-    models: tuple[str, ...] = reads(texts, ())
+    models: tuple[str, ...] = reads(some_models, ())
     rpm: int = reads(whole, 0)
     tpm: int = reads(whole, 0)
     budget: BudgetConfig | None = reads(table(BudgetConfig), None)
@@ -294,9 +296,9 @@ class LedgerConfig:
     """
 
     elsewhere: ClassVar = {"enabled": """: path = "" disables the ledger"""}
-    path: str = reads(_TEXT, "infermux.db")
+    path: str = reads(or_empty(file_path), "infermux.db")
     url: Secret | None = reads(database_url, None)
-    spool: str = reads(text, "infermux.spool")
+    spool: str = reads(file_path, "infermux.spool")
     connections: int = reads(whole_below(101), 8)
     migrate: bool = reads(flag, False)
     keep: str = reads(or_empty(days), "")
@@ -388,6 +390,22 @@ SECTIONS: Mapping[str, Any] = {  # that have no names in them
     "hooks": HooksConfig,
     "alerts": AlertsConfig,
 }
+EVERYTHING = "/"  # in `Config.unread`: a whole section of names
+TABLES.update({f"[{name}]": kind for name, kind in SECTIONS.items()})
+TABLES.update(
+    {
+        "[providers.NAME]": ProviderConfig,
+        "[providers.NAME].timeout": Timeouts,
+        "[models.NAME]": ModelConfig,
+        "[models.NAME].timeout": NameTimeouts,
+        "[models.NAME].cache_answers": AnswersConfig,
+        "[models.NAME].mirror": MirrorConfig,
+        "[reliability].circuit_breaker": Breaker,
+        "[keys.NAME]": KeyConfig,
+        "[keys.NAME].budget": BudgetConfig,
+        "[budgets.NAME]": TeamConfig,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

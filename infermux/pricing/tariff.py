@@ -242,5 +242,7 @@ def check_keys(entry: object, known: Collection[str], place: str) -> None:
         raise wrong_value(place, 'a table such as { input = "0.5", output = "2" }', entry)
     for key in entry:
         if key not in known:
-            hint = close_to(str(key), known)
+            form = """; write { input = "0.5", output = "2" }, in USD per million tokens"""
+            form = "; a name with a dot needs quotes" if str(key)[:1].isdigit() else form
+            hint = close_to(str(key), known) or form
             raise ConfigError(f"{place} has an unknown key {shown(key)}{hint}")

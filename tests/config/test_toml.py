@@ -390,12 +390,12 @@ def test_the_example_states_the_defaults_that_hold():
             ["[keys.w].budget", "did you mean 'usd'?"],
         ),
         ("[ledger]\npaht = 1", ["[ledger]", "did you mean 'path'?"]),
-        ("[trace]\nurl = 1", ["[trace]", "there are tokentrace, capture_content, threads, queue"]),
+        ("[trace]\nurl = 1", ["[trace]", "did you mean 'otlp' or 'tokentrace'?"]),
         (
             OPENAI + 'prices = { m = { inptu = "0" } }',
             ["[providers.openai].prices.m", "'inptu'", "did you mean 'input'?"],
         ),
-        ('[providers.x]\ntype = "opnai"', ["'x'", "'opnai'", "did you mean 'openai'?"]),
+        ('[providers.x]\ntype = "opnai"', ["[providers.x]", "'opnai'", "did you mean 'openai'?"]),
         ("[providers.OpenAI]", ["'OpenAI'", "did you mean 'openai'?"]),
         ("[providers.google]", ["'google'", "did you mean 'gemini'"]),
         ("[providers.mine]\nbase_url = 'http://h/v1'", ["'mine'", 'type = "openai"']),
@@ -472,6 +472,124 @@ def test_the_example_states_the_defaults_that_hold():
 def test_an_unknown_name_is_named_with_its_place_and_what_was_meant(text, words):
     message = said(text)
     assert all(word in message for word in words), message
+
+
+NAME = LOCAL + '[models.x]\ntargets = "a"\n'
+KEY = f'[keys.w]\nhash = "{HASH}"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        # other programs' words for ours
+        (LOCAL + 'api_base = "h"', "[providers.local] has no 'api_base'; did you mean 'base_url'?"),
+        (LOCAL + "rpm_limit = 5", "[providers.local] has no 'rpm_limit'; did you mean 'rpm'?"),
+        (
+            LOCAL + "max_retries = 5",
+            "[providers.local] has no 'max_retries'; "
+            "'attempts' is a key of [reliability] and [models.NAME]",
+        ),
+        (LOCAL + "ssl_verify = false", "[providers.local] has no 'ssl_verify'; did you mean 'ca'?"),
+        (NAME + "drop-params = 1", "[models.x] has no 'drop-params'; did you mean 'on_unsupported'?"),
+        (LOCAL + '[models.x]\nmodel = "a"', "[models.x] has no 'model'; did you mean 'targets'?"),
+        (NAME + "fallbacks = ['b']", "[models.x] has no 'fallbacks'; did you mean 'fallback'?"),
+        (
+            NAME + 'strategy = "latency-based-routing"',
+            "[models.x].strategy must be 'priority' or 'weighted' or 'round_robin' or 'least_latency' "
+            "or 'cheapest' or 'sticky', not 'latency-based-routing'; did you mean 'least_latency'?",
+        ),
+        (
+            "[reliability.circuit_breaker]\nconsecutive_5xx = 5",
+            "[reliability].circuit_breaker has no 'consecutive_5xx'; did you mean 'failures'?",
+        ),
+        (
+            '[server]\nclient_max_body_size = "1m"',
+            "[server] has no 'client_max_body_size'; did you mean 'max_body'?",
+        ),
+        (
+            f"{KEY}budget = {{ max_budget = 5 }}",
+            "[keys.w].budget has no 'max_budget'; did you mean 'usd'?",
+        ),
+        ('[[model_list]]\nname = "x"', "there is no section [model_list]; did you mean 'models'?"),
+        ("[providers.grok]", "[providers.grok]: there is no type 'grok'; did you mean 'xai'?"),
+        (
+            '[providers."azure-openai"]',
+            "[providers.azure-openai]: there is no type 'azure-openai'; did you mean 'azure'?",
+        ),
+        # a key in the wrong table
+        ("[server]\nqueue = 5", "[server] has no 'queue'; it is a key of [trace]"),
+        (
+            '[models]\nstrategy = "cheapest"',
+            "[models] strategy: no provider for model 'cheapest'; "
+            "settings of a name go into [models.NAME]",
+        ),
+        (
+            "[providers]\nenviroment = true",
+            "[providers.enviroment] must be a table, not true or false; did you mean 'environment'?",
+        ),
+        # a name that is not read is not missed where it is used
+        (f'[provider.local]{LOCAL[17:]}[models]\nx = "local/a"', "there is no section [provider]; did you mean 'providers'?"),
+        (
+            '[[keys]]\nname = "w"\n[budgets.b]\nusd = "5"\nkeys = ["w"]',
+            "[keys] must be a table, not a list; write [keys.NAME]",
+        ),
+        (
+            f'providers = "openai"\n[models]\nx = "openai"\n{KEY}models = ["openai/y"]',
+            "[providers] must be a table, not text in quotes; write [providers.NAME]",
+        ),
+        # a name with a dot
+        (LOCAL + '[models]\ngpt-4.1 = "a"', '[models.gpt-4]: a name with a dot needs quotes: "gpt-4.1"'),
+        (
+            LOCAL + '[models.gpt-4.1]\ntargets = "a"',
+            '[models.gpt-4]: a name with a dot needs quotes: "gpt-4.1"',
+        ),
+        (
+            LOCAL + 'unsupported = { gpt-4.1 = ["tools"] }',
+            "[providers.local].unsupported.gpt-4 must be a list, not a table; a name with a dot needs quotes",
+        ),
+        (
+            LOCAL + 'prices = { gpt-4.1 = { input = "1" } }',
+            "[providers.local].prices.gpt-4 has an unknown key '1'; a name with a dot needs quotes",
+        ),
+        # what would be right
+        (
+            LOCAL + 'prices = { a = { prompt = "1" } }',
+            "[providers.local].prices.a has an unknown key 'prompt'; "
+            'write { input = "0.5", output = "2" }, in USD per million tokens',
+        ),
+        (NAME + "cache = true", "[models.x].cache must be '' or 'auto', not True"),
+        (NAME + 'timeout = "30s"', "[models.x].timeout must be a number of seconds, not text in quotes"),
+        ('[server]\nmax_body = "1m"', "[server].max_body must be a whole number of bytes, not text in quotes"),
+        ("[server]\nworkers = 0", "[server].workers must be a whole number above 0, not 0"),
+        (LOCAL + "[models]\nx = 5", "[models] x must be a list of targets, or one in quotes, not a whole number"),
+        (KEY + "models = []", "[keys.w].models names no model: leave it out to admit all of them"),
+        (LOCAL + "endpoints = []", '[providers.local].endpoints names no endpoint: write ["none"]'),
+        *(
+            (
+                f'[ledger]\npath = "{path}"',
+                "[ledger].path must be the path of a file (a PostgreSQL has a url; "
+                f"a variable is INFERMUX_LEDGER__PATH), not '{path}'",
+            )
+            for path in ("env:LEDGER", "postgresql://h/d")
+        ),
+        *(
+            (
+                f'{LOCAL}headers = {{ X-Team = "{word}" }}',
+                '[providers.local].headers.X-Team must be a reference, "env:NAME" or "file:PATH", '
+                'never the secret itself; did you mean "env:TEAM"?',
+            )
+            for word in ("${TEAM}", "env: TEAM", "ENV:TEAM")
+        ),
+        (
+            LOCAL + 'api_key = "file:nope"',
+            "[providers.local].api_key: the file nope cannot be read: No such file or directory",
+        ),
+    ],
+)  # fmt: skip
+def test_one_mistake_is_one_error_that_says_what_would_be_right(text, told):
+    with pytest.raises(ConfigError) as caught:
+        build.router(build.settings({}, write(text), strict=False)).close()
+    assert caught.value.errors == (f"given.toml: {told}",)
 
 
 @pytest.mark.parametrize(
