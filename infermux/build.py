@@ -267,6 +267,7 @@ def check(config: Config) -> Router:
     Workers do not check again: one that cannot open a file logs it and lacks records or limits.
     """
     check_file(config)
+    ledgers.check_path(config.ledger or LedgerConfig())
     made = router(config, serving=True)
     routers.discard(made)
     try:

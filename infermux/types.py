@@ -73,7 +73,7 @@ _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Return whether this process ran out of descriptors, memory or threads."""
+    """Whether this process ran out of descriptors, memory or threads."""
     for _ in range(10):  # libraries wrap such errors
         if isinstance(error, MemoryError):
             return True
@@ -252,7 +252,6 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """Whether no time is left."""
         return self._end <= self._clock()
 
 
@@ -265,7 +264,7 @@ class LogThrottle:
         self._last = -math.inf
 
     def due(self) -> bool:
-        """Return whether the message may be logged now; if so, restart the time."""
+        """Whether the message may be logged now; if so, restart the time."""
         now = self._clock()
         if now - self._last < self._seconds:
             return False

@@ -217,7 +217,7 @@ class Batch:
         return _Outcome(status, call.id, body, wait if again else None)
 
     def _may_recover(self, error: InferMuxError, request: InferRequest) -> bool:
-        """Return whether the vendor throttles or is down, or every circuit is open now."""
+        """Whether the vendor throttles or is down, or every circuit is open now."""
         if isinstance(error, NoHealthyProvider):
             route = self.router.registry.route(request.model, request.provider)
             priced = self.budget is not None
@@ -263,7 +263,7 @@ class Batch:
         return None if unpriced and self.budget is None else cost
 
     def _reserve(self, worst: int) -> bool:
-        """Return whether *worst* pico-USD are reserved; wait for room in the budget, or stop."""
+        """Whether *worst* pico-USD are reserved; wait for room in the budget, or stop."""
         if self.budget is None:
             return True
         with self._state:

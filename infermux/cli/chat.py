@@ -205,7 +205,8 @@ def _bytes(place: str, *, is_url: bool) -> bytes:
             with open(place, "rb") as file:
                 data = file.read(_MAX_ATTACHED + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", error)  # urllib's own error, or one that is in it
+        reason = getattr(reason, "strerror", None) or reason
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise OneLine(f"{place} cannot be read: {reason}") from None

@@ -37,11 +37,16 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     answers = any(model.cache_answers for model in config.models)
     if not (config.ledger or budgets or serving or answers):
         return None
-    path = Path(settings.path)
-    lost = settings.url is None and (path.is_dir() or not path.parent.is_dir())
-    if lost and not serving:  # a service checks it when it starts; its next workers serve without
-        raise ConfigError(f"[ledger].path: no file can be made at {path}")
+    if not serving:  # a service checks it when it starts; its next workers serve without
+        check_path(settings)
     return opened(settings)
+
+
+def check_path(settings: LedgerConfig) -> None:
+    """Raise ConfigError if no file can be at the path of the ledger."""
+    path = Path(settings.path)
+    if settings.url is None and settings.path and (path.is_dir() or not path.parent.is_dir()):
+        raise ConfigError(f"[ledger].path: no file can be made at {path}")
 
 
 def opened(settings: LedgerConfig, *, patient: bool = False) -> Ledger:

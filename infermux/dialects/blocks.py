@@ -65,7 +65,6 @@ class BlockWriter:
         return b"".join(written)
 
     def close(self) -> bytes:
-        """Close the open block, if there is one."""
         key, self.opened = self.opened, None
         if key is None:
             return b""
@@ -73,7 +72,7 @@ class BlockWriter:
         return self.finish(key)
 
     def _may_open(self) -> bool:
-        """Return whether a block may open: not amid a tool call's arguments."""
+        """Whether a block may open: not amid a tool call's arguments."""
         if self.opened is None or self.opened[0] != TOOL:
             return True
         return complete("".join(self.arguments))
@@ -94,7 +93,7 @@ class BlockWriter:
 
 
 def complete(arguments: str) -> bool:
-    """Return whether the arguments of a call are a whole object."""
+    """Whether the arguments of a call are a whole object."""
     try:
         return arguments.rstrip().endswith("}") and isinstance(json.loads(arguments), dict)
     except ValueError:

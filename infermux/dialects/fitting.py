@@ -107,7 +107,6 @@ def _parts(schema: JSON) -> Iterator[Any]:
 
 
 def is_object(schema: Any) -> bool:
-    """Return whether a schema is that of an object."""
     kind = schema.get("type") if isinstance(schema, dict) else ""
     named = kind == "object" or (isinstance(kind, list) and "object" in kind)
     return named or (kind is None and "properties" in schema)
@@ -169,7 +168,7 @@ def closed(schema: Any) -> Any:
 def is_closable(
     schema: Any, root: JSON | None = None, path: tuple[str, ...] = (), known: Any = None
 ) -> bool:
-    """Return whether a schema means the same once it is `closed`, and Anthropic takes it.
+    """Whether a schema means the same once it is `closed`, and Anthropic takes it.
 
     An object of any members would be empty, and a schema in itself is refused.
     """

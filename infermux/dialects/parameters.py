@@ -127,7 +127,7 @@ def unsaid(
 
 
 def _are_plain(messages: Iterable[JSON]) -> bool:
-    """Return whether messages have only what every format has.
+    """Whether messages have only what every format has.
 
     One loop without calls, as a request may have hundreds of messages.
     """

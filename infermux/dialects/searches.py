@@ -67,7 +67,6 @@ class Moved(NamedTuple):
 
 
 def searches(params: Mapping[str, Any]) -> bool:
-    """Return whether a request has a web search."""
     tools = params.get("tools")
     for tool in tools if type(tools) is list else ():  # without calls: agents have many
         if type(tool) is dict and tool.get("type") != "function" and _is_search(tool):

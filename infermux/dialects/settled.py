@@ -64,7 +64,7 @@ def _alike(name: str) -> tuple[str, ...]:
 
 
 def _fits(name: str, op: str) -> bool:
-    """Return whether a parameter is one of the operation's; unknown names are the vendor's own."""
+    """Whether a parameter is one of the operation's; unknown names are the vendor's own."""
     if op == _EMBEDDINGS:
         return name in _OF_EMBEDDINGS or name not in kinds()
     return op in (CHAT, _COMPLETIONS) and name not in _OF_EMBEDDINGS - {"user"}

@@ -121,7 +121,6 @@ class Size:
 
 
 def size_of(body: JSON, form: str = "openai") -> Size:
-    """Return the size of the body of a request in the format *form*."""
     size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
     configs = [found for name in GOOGLE if (found := obj(body.get(name)))]
     for members in (without(body, *GOOGLE), *configs):

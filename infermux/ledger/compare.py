@@ -90,7 +90,6 @@ class Comparison(NamedTuple):
         return ["", *names, "DIFFERENCE", f"{LEVEL * 100:.0f} % INTERVAL"], rows
 
     def to_dict(self) -> JSON:
-        """Return the comparison as JSON."""
         return {
             "models": self.names,
             "calls": self.calls,
@@ -110,7 +109,6 @@ def _number(value: float | None, unit: str, sign: str = "") -> str:
 
 
 def mirror_id(ident: str) -> str:
-    """Return the id of the copy of a call."""
     return sha256(f"mirror\0{ident}".encode(errors="replace")).hexdigest()[:32]
 
 

@@ -74,7 +74,6 @@ def step_name(step: str, at: float, zone: tzinfo = UTC) -> str:
 
 
 def local(at: float, zone: tzinfo) -> datetime:
-    """Return seconds since 1970 as a time of the zone."""
     return (_EPOCH + timedelta(seconds=at)).astimezone(zone)
 
 
@@ -84,5 +83,4 @@ def ns(seconds: float) -> int:
 
 
 def ms(seconds: float) -> int:
-    """Return seconds since 1970 as whole milliseconds."""
     return int(seconds * 1000)

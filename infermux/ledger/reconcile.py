@@ -41,7 +41,6 @@ class Compared(NamedTuple):
         return (self.ours or 0) - (self.theirs or 0)
 
     def to_dict(self) -> JSON:
-        """Return the row as JSON."""
         sums = {"ours": self.ours, "theirs": self.theirs, "difference": self.difference}
         return {
             "day": self.day,
@@ -70,7 +69,7 @@ class Tolerance(NamedTuple):
         return cls(found["%"], round(found[""] * PICO)) if found else cls()
 
     def covers(self, ours: int, theirs: int) -> bool:
-        """Return whether two costs in pico-USD differ by no more than the tolerance."""
+        """Whether two costs in pico-USD differ by no more than the tolerance."""
         return abs(ours - theirs) <= max(Fraction(self.pico), self.percent * abs(theirs) / 100)
 
 

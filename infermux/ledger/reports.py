@@ -61,7 +61,6 @@ class Period(NamedTuple):
     until: float | None = None
 
     def covers(self, at: float) -> bool:
-        """Return whether the time *at* is in the period."""
         return (self.since or 0.0) <= at and (self.until is None or at < self.until)
 
 

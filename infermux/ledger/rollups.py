@@ -332,7 +332,6 @@ class Maintenance:
             started("ledger", self.run, now)
 
     def run(self, now: float) -> None:
-        """Do what is due now."""
         with suppress(LedgerUnavailable):  # logged by the calls that cannot be recorded
             roll(self._file, now)
             for task in tasks:

@@ -75,7 +75,7 @@ class Spool:
         return True
 
     def is_empty(self) -> bool:
-        """Return whether memory and files have no settlements."""
+        """Whether memory and files have no settlements."""
         return not (self.waiting or any(map(os.path.exists, self._files)))
 
     def lines(self) -> int:

@@ -226,15 +226,13 @@ class Ledger(ABC):
         return self._spool().lines()
 
     def may_expire(self) -> bool:
-        """Return whether holds may expire: not while their calls may be in the spool."""
+        """Whether holds may expire: not while their calls may be in the spool."""
         return self._spool().is_empty()
 
     def keys(self) -> KeyStore:
-        """Return the store of keys that are created at run time."""
         return KeyStore(self)
 
     def answers(self) -> AnswerStore:
-        """Return the store of cached answers."""
         return AnswerStore(self)
 
     def objects(self) -> Objects:

@@ -166,7 +166,7 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
 
 @lru_cache(maxsize=1024)
 def takes_turns(route: Route) -> bool:
-    """Return whether the order of the targets depends on more than the route."""
+    """Whether the order of the targets depends on more than the route."""
     return any(strategy != "priority" for strategy in _strategies(route))
 
 
@@ -177,7 +177,7 @@ def session_for(route: Route, request: InferRequest, caller: Caller) -> str:
 
 @lru_cache(maxsize=1024)
 def is_sticky(route: Route) -> bool:
-    """Return whether the order of the targets depends on the call's session."""
+    """Whether the order of the targets depends on the call's session."""
     return STICKY in _strategies(route)
 
 

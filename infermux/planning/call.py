@@ -168,11 +168,10 @@ class Call:
 
     @property
     def has_one_target(self) -> bool:
-        """Whether the plan has a single target."""
         return self.plan is not None and len(self.plan.targets) == 1
 
     def must_try(self, target: Target) -> bool:
-        """Return whether to try *target* even if its circuit is open: the only one, or a retry."""
+        """Whether to try *target* even if its circuit is open: the only one, or a retry."""
         forced = self.plan is None or self.plan.forced or self.has_one_target
         return forced or self.has_tried(target)
 
@@ -210,11 +209,10 @@ class Call:
         return None if self.settings is None else self.settings.limited(target, deadline)
 
     def has_tried(self, target: Target) -> bool:
-        """Return whether *target* was tried already."""
         return any(attempt.target == target for attempt in self.attempts)
 
     def is_last(self, error: ProviderError) -> bool:
-        """Return whether the call cannot be tried again after *error*: what it does may be done.
+        """Whether the call cannot be tried again after *error*: what it does may be done.
 
         An upload can be sent again only if all of it is held.
         """

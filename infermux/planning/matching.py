@@ -89,7 +89,7 @@ def check(registry: Registry, name: str) -> None:
 
 
 def _may_match(registry: Registry, target: str, seen: set[str]) -> bool:
-    """Return whether a name that *target* matches leads to a target, not by the patterns *seen*."""
+    """Whether a name that *target* matches leads to a target, not by the patterns *seen*."""
     if target == STAR:
         return len(registry) > 0
     left, slash, _ = target.partition("/")
@@ -107,7 +107,7 @@ def _may_match(registry: Registry, target: str, seen: set[str]) -> bool:
 
 
 def _leads_on(registry: Registry, text: str, seen: set[str]) -> bool:
-    """Return whether a target of the pattern *text* may be served, if that is not known yet."""
+    """Whether a target of the pattern *text* may be served, if that is not known yet."""
     own = registry.pattern(text) if text not in seen else None
     seen.add(text)
     targets = (*own.targets, *own.fallback) if own is not None else ()
@@ -115,7 +115,7 @@ def _leads_on(registry: Registry, text: str, seen: set[str]) -> bool:
 
 
 def _is_meant(target: str, text: str) -> bool:
-    """Return whether *target* leads to the pattern *text*; one that begins with * says nothing."""
+    """Whether *target* leads to the pattern *text*; one that begins with * says nothing."""
     return not text.startswith(STAR) and share_a_name(target, text)
 
 

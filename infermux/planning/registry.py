@@ -280,7 +280,7 @@ class Registry:
         return None
 
     def _is_free(self, name: str, own: ModelConfig) -> bool:
-        """Return whether `*` alone may take *name*: no other provider is named or lists it."""
+        """Whether `*` alone may take *name*: no other provider is named or lists it."""
         left, slash, _ = name.partition("/")
         if name in self._members or (slash and left in self._members):
             return False
@@ -406,7 +406,7 @@ def _answers(own: ModelConfig) -> AnswerPolicy | None:
 
 
 def knows(provider: RegisteredProvider, model: str) -> bool:
-    """Return whether a provider lists *model*, or says that it serves it."""
+    """Whether a provider lists *model*, or says that it serves it."""
     return model in provider.models or provider.serves(model)
 
 

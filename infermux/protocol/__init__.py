@@ -101,7 +101,6 @@ class Message:
 
     @classmethod
     def wrap(cls, source: str, type: str, payload: object, *, checksum: bool = False) -> Self:
-        """Return a new message with *payload*."""
         data = encode(payload)
         return cls(source, type, data, checksum=zlib.crc32(data) if checksum else 0)
 

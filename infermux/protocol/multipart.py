@@ -223,7 +223,6 @@ class Upload:
 
     @property
     def repeatable(self) -> bool:
-        """Whether the body can be sent again."""
         return not self._passing
 
     @property
@@ -233,7 +232,6 @@ class Upload:
 
     @property
     def files(self) -> int:
-        """The number of files so far."""
         return len(self._parts.files)
 
     def close(self) -> None:

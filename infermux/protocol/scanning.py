@@ -44,7 +44,6 @@ class Members:
         return found
 
     def feed(self, data: bytes) -> None:
-        """Read the next bytes."""
         at = 0
         while at < len(data):
             at = self._in_string(data, at) if self._quoted else self._outside(data, at)
@@ -155,7 +154,7 @@ class EventScanner:
         self._members.feed(data)
 
     def _end_line(self) -> bool:
-        """Return whether the line was empty, and so the end of an event with data."""
+        """Whether the line was empty, and so the end of an event with data."""
         line = bytes(self._start).rstrip(b"\r")
         if self._is_data is None and line.startswith(b"data:"):
             self._read(line[5:])

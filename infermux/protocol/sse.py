@@ -15,7 +15,6 @@ class Event(NamedTuple):
     name: bytes = b""
 
     def encode(self) -> bytes:
-        """Return the event in wire format."""
         data = self.data.replace(b"\n", b"\ndata: ") if b"\n" in self.data else self.data
         head = b"event: " + self.name + b"\ndata: " if self.name else b"data: "
         return head + data + b"\n\n"

@@ -43,7 +43,7 @@ class Provider(ABC):
         return _at_once(self.infer, request, deadline)
 
     def serves(self, model: str) -> bool:
-        """Return whether *model* can be requested although `models` does not list it."""
+        """Whether *model* can be requested although `models` does not list it."""
         return False
 
     def close(self) -> None:

@@ -166,7 +166,6 @@ class Credentials:
 
     @property
     def count(self) -> int:
-        """How many keys there are."""
         return len(self._keys)
 
     @property
@@ -236,7 +235,7 @@ def _stored(prepared: PreparedRequest) -> Collection[str]:
 
 
 def _is_missing(error: ProviderError) -> bool:
-    """Return whether a vendor has not found what a request names."""
+    """Whether a vendor has not found what a request names."""
     status = error.upstream_status
     return status == 404 or (
         status in (400, 403, 422) and _MISSING.search(error.message) is not None

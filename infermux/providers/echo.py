@@ -48,7 +48,6 @@ class EchoProvider(Provider):
         return self._answer(request)
 
     def stream(self, request: InferRequest, deadline: Deadline | None = None) -> Iterator[Chunk]:
-        """Yield the echo word by word."""
         self._wait(deadline)
         answer = self._answer(request)
         for word in re.findall(r"\S+\s*|\s+", answer.content):

@@ -128,7 +128,7 @@ class HTTPProvider(Provider):
             self.credentials = Credentials(self.name, key, auth, self._learn_key)
 
     def serves(self, model: str) -> bool:
-        """Return whether *model* matches the pattern of this vendor's own models."""
+        """Whether *model* matches the pattern of this vendor's own models."""
         pattern = self._pattern
         return pattern is not None and len(model) < 200 and pattern.match(model) is not None
 

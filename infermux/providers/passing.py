@@ -31,7 +31,7 @@ def paths(dialect: Any, own: Collection[str] | None) -> Mapping[str, str]:
 
 
 def has(provider: object, op: str) -> bool:
-    """Return whether a provider has the endpoint of an operation."""
+    """Whether a provider has the endpoint of an operation."""
     return endpoint_of(op) in getattr(provider, "endpoints", ())
 
 
@@ -103,7 +103,7 @@ def unforced(request: InferRequest) -> InferRequest | None:
 
 
 def is_repeatable(request: InferRequest) -> bool:
-    """Return whether a request can be sent once more: no part of its upload has gone."""
+    """Whether a request can be sent once more: no part of its upload has gone."""
     upload: Upload | None = request.passed.upload if request.passed is not None else None
     return upload is None or upload.repeatable
 

@@ -61,7 +61,7 @@ class Redactor:
         return _WORD.sub(lambda word: REDACTED if self.reveals(word[0]) else word[0], message)[:600]
 
     def reveals(self, text: str, depth: int = 3) -> bool:
-        """Return whether *text*, plain or decoded, has a secret or a piece of a key."""
+        """Whether *text*, plain or decoded, has a secret or a piece of a key."""
         return (
             any(own in text for own in self._own)
             or not self._pieces.isdisjoint(_pieces(text))
@@ -70,7 +70,7 @@ class Redactor:
         )
 
     def names_key(self, text: str) -> bool:
-        """Return whether a short *text* has a key, plain or in base64 or hexadecimal up to twice.
+        """Whether a short *text* has a key, plain or in base64 or hexadecimal up to twice.
 
         It takes a tenth of the time of `reveals`, which looks at longer texts.
         """

@@ -199,7 +199,7 @@ def _listed(tools: object) -> Sequence[Any]:
 
 
 def _is_own(tool: object) -> bool:
-    """Return whether the client, not the vendor, runs a tool of any format."""
+    """Whether the client, not the vendor, runs a tool of any format."""
     if not isinstance(tool, dict):
         return False
     if "functionDeclarations" in tool or "function_declarations" in tool:  # Google's

@@ -134,7 +134,6 @@ class CircuitBreaker:
             return self._latency.at(self.clock())
 
     def snapshot(self) -> BreakerState:
-        """Return the present state."""
         with self._lock:
             now = self.clock()
             requests, calls, failures = self._window.totals(now)
@@ -274,7 +273,6 @@ class _Latency:
         self.samples: deque[float] = deque(maxlen=SAMPLES)
 
     def add(self, now: float, seconds: float) -> None:
-        """Add a sample of *seconds* at *now*."""
         if seconds < self._value:
             weight = math.exp((self._at - now) / DECAY)
             value = self._value * weight + seconds * (1 - weight)

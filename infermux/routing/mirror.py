@@ -215,13 +215,13 @@ reset_after_fork(_mirrors, Mirror._reset)
 
 
 def _is_drawn(ident: str, share: float) -> bool:
-    """Return whether a call is copied. It follows from the id, so all hosts decide alike."""
+    """Whether a call is copied. It follows from the id, so all hosts decide alike."""
     digest = sha256(f"drawn\0{ident}".encode(errors="replace")).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
 
 
 def _may_be_copied(call: Call) -> bool:
-    """Return whether a copy of a call would have no side effect at a vendor."""
+    """Whether a copy of a call would have no side effect at a vendor."""
     request, error = call.request, call.error
     if call.api == API or request.op != CHAT or not call.attempts or call.override:
         return False

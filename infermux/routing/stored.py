@@ -96,7 +96,7 @@ class Ids:
         return self._providers[1]
 
     def plain(self, caller: Caller) -> bool:
-        """Return whether ids stay as the vendor made them."""
+        """Whether ids stay as the vendor made them."""
         return len(self.providers) == 1 and self._is_alone(caller)
 
     def _is_alone(self, caller: Caller) -> bool:

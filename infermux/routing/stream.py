@@ -182,7 +182,7 @@ class _Drain:
         self._stopped: float | None = None
 
     def due(self) -> bool:
-        """Return whether open streams must end now."""
+        """Whether open streams must end now."""
         if self.server.alive:
             return False
         now = time.monotonic()
@@ -190,7 +190,6 @@ class _Drain:
         return now - self._stopped > self.grace - LAST_EVENT_SECONDS
 
     def left(self) -> float:
-        """Return the seconds until open streams must end."""
         self.due()
         stopped = time.monotonic() if self._stopped is None else self._stopped
         left = stopped + self.grace - LAST_EVENT_SECONDS - time.monotonic()

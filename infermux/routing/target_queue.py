@@ -42,11 +42,10 @@ class TargetQueue:
         self._left.append((target, at))
 
     def has_untried(self, call: Call) -> bool:
-        """Return whether a target is left that *call* has not tried."""
         return any(not call.has_tried(target) for target, _ in self._left)
 
     def waits(self, target: Target) -> bool:
-        """Return whether to wait for *target*'s rate, as no other target is ready sooner."""
+        """Whether to wait for *target*'s rate, as no other target is ready sooner."""
         paced = self._paced
         known = target in paced or not self._left
         return known and all(other in paced for other, _ in self._left)
@@ -86,7 +85,6 @@ class RetryBudget:
             return True
 
     def earn(self) -> None:
-        """Add the credit of one success."""
         if self._left < MAX_RETRIES:
             with self._lock:
                 self._left = min(MAX_RETRIES, self._left + RETRY_CREDIT)

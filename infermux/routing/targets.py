@@ -151,7 +151,6 @@ class TargetPool:
         self._lock = threading.Lock()
 
     def resize(self, concurrency: Mapping[str, int]) -> None:
-        """Change the concurrency limits of providers."""
         for name, limit in concurrency.items():
             if name in self._limiters:
                 self._limiters[name].limit = limit
@@ -203,7 +202,7 @@ class TargetPool:
         return lambda target: kind != "context" or self._takes_more(target, failed)
 
     def _takes_more(self, target: Target, than: Target) -> bool:
-        """Return whether *target* is another model and may take more input than *than*."""
+        """Whether *target* is another model and may take more input than *than*."""
         if target.model == than.model:
             return False
         limits = [price.max_input if price else None for price in map(self.price, (target, than))]
@@ -214,7 +213,6 @@ class TargetPool:
         return dict(self._breakers)
 
     def retry_budget(self, provider: str) -> RetryBudget:
-        """Return the retry budget of a provider."""
         return self._retries.get(provider) or self._retries.setdefault(provider, RetryBudget())
 
     def admit(
@@ -409,7 +407,7 @@ def _needs(request: InferRequest) -> set[str]:
 
 
 def _may_be_long(request: InferRequest) -> bool:
-    """Return whether the messages may exceed a model's context."""
+    """Whether the messages may exceed a model's context."""
     native = request.native
     told = native is not None and len(native.body.text) > LONG_REQUEST
     return told or _length(request) > LONG_REQUEST

@@ -248,7 +248,7 @@ def _budget(state: BudgetState, reached: int) -> Due:
 
 
 def _may_send(due: Due, known: Mapping[str, Sent], now: float) -> bool:
-    """Return whether a subject may be alerted again; a target after it was up in between."""
+    """Whether a subject may be alerted again; a target after it was up in between."""
     subject = due.alert.subject
     last = known.get(subject)
     if last is None:

@@ -199,7 +199,7 @@ def service(router: Router) -> JSON:
 
 
 def limits_are_local(router: Router) -> bool:
-    """Return whether limits per minute count only this host's calls, without the ledger."""
+    """Whether limits per minute count only this host's calls, without the ledger."""
     own = _limits_are_local(router)
     return own or any(each["local"] for each in _others(monitor(router).memory))
 

@@ -143,7 +143,7 @@ def admin_key(admin: Admin) -> str:
 
 
 def is_key(given: str, key: str) -> bool:
-    """Return whether *given* is the key, in constant time."""
+    """Whether *given* is the key, in constant time."""
     return hmac.compare_digest(hashed(given), hashed(key))
 
 
@@ -182,12 +182,12 @@ def csrf_token(key: str) -> str:
 
 
 def is_same_site(request: Request) -> bool:
-    """Return whether a browser says that no other site has made it send the request."""
+    """Whether a browser says that no other site has made it send the request."""
     return request.headers.get("Sec-Fetch-Site", "same-origin") in ("same-origin", "none")
 
 
 def is_ours(request: Request, key: str) -> bool:
-    """Return whether a request has a token of today or yesterday, and is not another site's."""
+    """Whether a request has a token of today or yesterday, and is not another site's."""
     nonce, _, signature = request.headers.get(_CSRF, "").partition(".")
     today = int(time.time() // _DAY)
     days = (today, today - 1)
@@ -196,7 +196,7 @@ def is_ours(request: Request, key: str) -> bool:
 
 
 def has_cookie(request: Request) -> bool:
-    """Return whether the browser has logged in, whether that is still valid or not."""
+    """Whether the browser has logged in, whether that is still valid or not."""
     return _COOKIE in request.cookies
 
 

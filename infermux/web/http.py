@@ -372,7 +372,7 @@ def plain_error(error: InferMuxError) -> JSON:
 
 
 def is_codex() -> bool:
-    """Return whether Codex asks: it says its version in the query, and its name in headers."""
+    """Whether Codex asks: it says its version in the query, and its name in headers."""
     names = [request.headers.get(name, "") for name in ("originator", "user-agent")]
     return "client_version" in request.args or any(name.startswith("codex") for name in names)
 

@@ -131,12 +131,12 @@ def model(api: Api, ident: str) -> Response:
 
 
 def is_anthropic() -> bool:
-    """Return whether the client is one of Anthropic's API."""
+    """Whether the client is one of Anthropic's API."""
     return "HTTP_ANTHROPIC_VERSION" in request.environ
 
 
 def is_google() -> bool:
-    """Return whether the client is one of Google's API; /v1 is the version of its newer SDKs."""
+    """Whether the client is one of Google's API; /v1 is the version of its newer SDKs."""
     names = request.environ.keys() & {"HTTP_X_GOOG_API_KEY", "HTTP_X_GOOG_API_CLIENT"}
     return bool(names) or "/v1beta/" in request.path or not _SECRETS.isdisjoint(request.args)
 

@@ -128,7 +128,6 @@ def _answer(call: Call) -> wire.Answer:
 
 
 def compact(api: Api) -> Response:
-    """Have the vendor compact a conversation."""
     caller = admitted(api)
     return _answered(api, start_call(api, _read("compact"), caller))
 

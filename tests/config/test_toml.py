@@ -949,6 +949,14 @@ def test_a_file_without_a_secret_stops_the_start(place, content):
     assert place.split(".")[-1] in message and "secret" in message
 
 
+@pytest.mark.parametrize("path", ["no/folder/x.db", "."])
+def test_the_check_before_a_reload_says_the_same_of_a_ledger(path):
+    text = f'[ledger]\npath = "{path}"'
+    assert said(text) == f"given.toml: [ledger].path: no file can be made at {path}"
+    with pytest.raises(ConfigError, match=rf"^\[ledger\].path: no file can be made at {path}$"):
+        build.check(build.settings({}, write(text)))
+
+
 def test_a_directory_is_no_secret():
     Path("secret").mkdir()
     assert "secret" in said("[server]\nadmin_key = 'file:secret'")

@@ -72,7 +72,7 @@ def _marked(blocks: Any) -> list[JSON] | None:
 
 
 def _is_marked(body: JSON) -> bool:
-    """Return whether the client has set a breakpoint, or automatic caching, itself."""
+    """Whether the client has set a breakpoint, or automatic caching, itself."""
     if body.get("cache_control"):
         return True
     turns = body["messages"]

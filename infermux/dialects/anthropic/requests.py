@@ -90,7 +90,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
 
 
 def calls_without_thought(turns: Sequence[JSON]) -> bool:
-    """Return whether the last assistant's turn has calls and does not begin with its thinking.
+    """Whether the last assistant's turn has calls and does not begin with its thinking.
 
     Another vendor gave it then, and Anthropic refuses a thinking budget.
     """
@@ -182,7 +182,7 @@ def _blocks(value: object, drop: Drop) -> list[JSON]:
 
 
 def is_empty(part: JSON) -> bool:
-    """Return whether a text has no word, which Anthropic refuses."""
+    """Whether a text has no word, which Anthropic refuses."""
     words = part.get("text") if part.get("type") == "text" else None
     return isinstance(words, str) and (not words or words.isspace())
 

@@ -148,7 +148,7 @@ def _budgets(value: JSON) -> bool:
 
 
 def _is_foreign(turns: list[JSON], signs: bool) -> bool:
-    """Return whether a turn has content of other vendors that Anthropic refuses.
+    """Whether a turn has content of other vendors that Anthropic refuses.
 
     *signs*: the model's thoughts are signed; DeepSeek's, for one, are not.
     One loop without calls, as a request may have hundreds of turns.
@@ -350,7 +350,6 @@ class _Reader:
         return Chunk()
 
     def block(self, index: int, block: JSON) -> Iterator[Chunk]:
-        """Yield the chunks of a whole block."""
         yield self._start(index, block)
         yield self._stop(self._blocks.pop(index))
 

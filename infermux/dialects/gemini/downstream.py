@@ -311,7 +311,6 @@ def thoughts(text: str, details: list[JSON]) -> list[JSON]:
 
 
 def drawn(images: Sequence[JSON]) -> list[JSON]:
-    """Return the parts of images."""
     return [{"inlineData": {"mimeType": kind, "data": data}} for kind, data in inline(images)]
 
 
@@ -367,7 +366,6 @@ def encode_usage(usage: Usage) -> JSON:
 
 
 def encode_embeddings(response: InferResponse, *, batch: bool) -> JSON:
-    """Return the vectors of an embeddings response."""
     vectors = [{"values": one["embedding"]} for one in response.extra.get("data") or ()]
     usage = {"usageMetadata": {"promptTokenCount": response.tokens_in}}
     return ({"embeddings": vectors} if batch else {"embedding": vectors[0]}) | usage

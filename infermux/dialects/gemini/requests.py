@@ -106,7 +106,7 @@ def model_of(request: InferRequest) -> str:
 
 
 def wants_signatures(model: str) -> bool:
-    """Return whether a model refuses a tool call without a signature: from Gemini 3 on."""
+    """Whether a model refuses a tool call without a signature: from Gemini 3 on."""
     return _SIGNED.match(model) is not None
 
 

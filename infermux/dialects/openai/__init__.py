@@ -93,5 +93,5 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 def is_neutral(name: str, value: object) -> bool:
-    """Return whether a value is None or asks only for what every vendor does anyway."""
+    """Whether a value is None or asks only for what every vendor does anyway."""
     return value is None or value in NEUTRAL.get(name, ())

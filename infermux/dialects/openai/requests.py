@@ -222,7 +222,7 @@ def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "")
 
 
 def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool) -> bool:
-    """Return whether a message has an id that *taken* does not match, or what *strict* refuses.
+    """Whether a message has an id that *taken* does not match, or what *strict* refuses.
 
     One loop without calls, as a request may have hundreds of messages.
     """

@@ -336,7 +336,7 @@ def _number(calls: Sequence[JSON], known: list[tuple[int, str]]) -> None:
 
 
 def _is_half(call: JSON) -> bool:
-    """Return whether a call's arguments have begun and are no JSON."""
+    """Whether a call's arguments have begun and are no JSON."""
     try:
         strict_json.loads(obj(call.get("function")).get("arguments", "").strip() or "{}")
     except ValueError:
@@ -373,7 +373,7 @@ def _chunk(event: Event) -> Chunk:
 
 
 def _is_shown(choice: JSON) -> bool:
-    """Return whether a choice has content that a Chunk cannot hold: media or a further choice."""
+    """Whether a choice has content that a Chunk cannot hold: media or a further choice."""
     delta = choice.get("delta") or {}
     names = (*_CONTENT, *_MEDIA) if choice.get("index") else _MEDIA
     return any(delta.get(name) for name in names) or bool(

@@ -85,7 +85,7 @@ class Choice:
 
 
 def _refuses_summary(error: ProviderError) -> bool:
-    """Return whether a vendor refuses to summarize, as OpenAI for unverified organizations."""
+    """Whether a vendor refuses to summarize, as OpenAI for unverified organizations."""
     if error.upstream_status not in (400, 403):
         return False
     param = error.native.members.get("param") if error.native is not None else ""
@@ -98,7 +98,7 @@ def _cases(params: Mapping[str, Any], model: str) -> list[tuple[str, bool]]:
 
 
 def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> bool:
-    """Return whether the model refuses a request with *params* at chat completions."""
+    """Whether the model refuses a request with *params* at chat completions."""
     if support.searches and searches(params) and not ONLY_CHAT.match(model):
         return True
     always, tools, effort = _refusals(model, support)

@@ -169,7 +169,6 @@ class Answer:
         self._spaces = {str(one.get("name")): one.get("namespace") for one in reversed(tools)}
 
     def ident(self, kind: str, number: int) -> str:
-        """Return the id of item *number*."""
         return f"{_PREFIXES[kind]}_{self._ident.rpartition('_')[2]}{number:04x}"
 
     def envelope(
@@ -271,7 +270,7 @@ class Answer:
         return item | {"status": "completed", "output_format": form, "result": data}
 
     def is_custom(self, call: JSON) -> bool:
-        """Return whether the client knows the called tool as a custom one."""
+        """Whether the client knows the called tool as a custom one."""
         return call.get("type") == "custom" or called(call).get("name") in self.custom
 
 
@@ -330,7 +329,7 @@ def refusal_part(words: str) -> JSON:
 
 
 def is_late(detail: JSON) -> bool:
-    """Return whether a detail comes after the text: Google signs that at its end."""
+    """Whether a detail comes after the text: Google signs that at its end."""
     return detail.get("type") == "reasoning.encrypted" and detail.get("format") == GOOGLES
 
 

@@ -63,7 +63,6 @@ _SILENT = frozenset(
 
 
 def drawn(item: JSON) -> list[JSON]:
-    """Return the image of an image_generation_call."""
     return image(f"image/{item.get('output_format') or 'png'}", item.get("result"))
 
 

@@ -28,7 +28,7 @@ def pack(details: Sequence[JSON], words: str = "") -> str:
 
 
 def is_packed(encrypted: object) -> bool:
-    """Return whether *encrypted* is a reasoning item's content that InferMux made."""
+    """Whether *encrypted* is a reasoning item's content that InferMux made."""
     return isinstance(encrypted, str) and encrypted.startswith(PREFIX)
 
 
@@ -45,7 +45,7 @@ def unpack(encrypted: object) -> list[JSON] | None:
 
 
 def is_own_id(ident: object, kind: str = "rs") -> bool:
-    """Return whether InferMux made the id of an item: no vendor knows it."""
+    """Whether InferMux made the id of an item: no vendor knows it."""
     found = _OWN_ID.fullmatch(ident) if isinstance(ident, str) else None
     return found is not None and found[1] == kind
 

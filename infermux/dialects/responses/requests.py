@@ -111,7 +111,7 @@ def with_summary(body: JSON, request: InferRequest) -> JSON:
 
 
 def asks_thoughts(request: InferRequest) -> bool:
-    """Return whether a client of another API wants to see the thoughts of a model that can."""
+    """Whether a client of another API wants to see the thoughts of a model that can."""
     native = request.native
     if native is None or native.dialect == NAME or not _SUMMARIZES.match(request.model):
         return False
@@ -383,7 +383,7 @@ def _fitted(item: Any) -> Any:
 
 
 def is_foreign(item: Any, support: Support) -> bool:
-    """Return whether an input item is reasoning that the vendor did not encrypt."""
+    """Whether an input item is reasoning that the vendor did not encrypt."""
     if not isinstance(item, dict):
         return False
     if item.get("type") == "item_reference":

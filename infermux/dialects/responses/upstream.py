@@ -106,7 +106,7 @@ class Responses:
         return strict_json.encode(body)
 
     def _takes(self, item: JSON) -> bool:
-        """Return whether the vendor takes an item; reasoning that it encrypts, only so."""
+        """Whether the vendor takes an item; reasoning that it encrypts, only so."""
         bare = item.get("type") == "reasoning" and not item.get("encrypted_content")
         known = self._support.fernet is not None
         return not (bare and known) and not is_foreign(item, self._support)

@@ -53,7 +53,6 @@ class Places:
         return [found, *again]
 
     def calls(self) -> list[Place]:
-        """Return the arguments of the calls, in order."""
         return [place for name, place in self._found if name == "arguments"]
 
     def text(self, kind: str) -> str:

@@ -70,7 +70,7 @@ def _document(value: JSON) -> Document:
 
 
 def _says(after: InferRequest, read: InferRequest, before: InferRequest) -> bool:
-    """Return whether a body, read again, is the request that the hook returned."""
+    """Whether a body, read again, is the request that the hook returned."""
     if _normal(read.messages) != _normal(after.messages):
         return False
     return _changed(before, after).isdisjoint(_changed(read, after))

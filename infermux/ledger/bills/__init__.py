@@ -60,11 +60,10 @@ class Bill:
         return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
 
     def may_be_of(self, provider: str) -> bool:
-        """Return whether a provider has the vendor's name, or that with a suffix: azure-eu."""
+        """Whether a provider has the vendor's name, or that with a suffix: azure-eu."""
         return any(re.match(rf"{re.escape(name)}(?:[-_]|\Z)", provider) for name in self.vendors)
 
     def add(self, charge: Charge) -> None:
-        """Add the charge of a line."""
         if charge.outside:
             lines, before = self.outside.get(charge.outside, (0, Fraction(0)))
             self.outside[charge.outside] = lines + 1, before + (charge.usd or 0)
@@ -84,6 +83,5 @@ class Bill:
             self.unknown.setdefault(key, charge.unknown)
 
     def keep(self, covers: Callable[[date], bool]) -> None:
-        """Keep only the days that are covered."""
         self.usd = {key: usd for key, usd in self.usd.items() if covers(date.fromisoformat(key[0]))}
         self.empty = {day for day in self.empty if covers(date.fromisoformat(day))}

@@ -56,7 +56,6 @@ class Cells:
         return self._cells.get(self.column(*keys), "")
 
     def bad(self, key: str, problem: str) -> BadCell:
-        """Return an error that names the column."""
         return BadCell(f"column {shown(self._columns.get(key, key))}: {problem}")
 
     def day(self, *keys: str, local: bool = False) -> tuple[str, timedelta]:
@@ -78,7 +77,6 @@ class Cells:
         return f"{found:%Y-%m-%d}", offset
 
     def amount(self, *keys: str) -> Fraction:
-        """Return an amount, such as dollars."""
         name = self.column(*keys)
         if not self._cells.get(name):
             short = name not in self._cells
@@ -106,7 +104,6 @@ class Cells:
         return int(found)
 
     def flag(self, *keys: str) -> bool:
-        """Return whether a cell says true."""
         name = self.column(*keys)
         text = self._cells.get(name, "").lower()
         if text not in _TRUE + _FALSE:

@@ -69,12 +69,10 @@ def read(data: bytes) -> Table:
 
 
 def key(name: str) -> str:
-    """Return the key of a column's name."""
     return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise a RequestError for a bill that cannot be read."""
     raise RequestError(message, param="reconcile")
 
 

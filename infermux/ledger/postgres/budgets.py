@@ -327,7 +327,6 @@ def changes(deltas: Deltas) -> list[tuple[Any, ...]]:
 
 
 def change(link: Link, deltas: Deltas) -> None:
-    """Change what is spent and held."""
     link.execute(*_changed(deltas))
 
 

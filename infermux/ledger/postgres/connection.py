@@ -414,7 +414,6 @@ def opened(url: str, seconds: float) -> Iterator[Link]:
 
 
 def unavailable(error: psycopg.Error) -> LedgerUnavailable:
-    """Return what to raise for an error."""
     reason = _said(error)
     if isinstance(error, psycopg.ProgrammingError) or _PERMANENT.search(reason):
         return LedgerUnavailable(reason, told="the database refuses")

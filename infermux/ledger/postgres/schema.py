@@ -179,7 +179,6 @@ def month_of(at: float) -> date:
 
 
 def following(month: date) -> date:
-    """Return the first day of the next month."""
     return (month + timedelta(31)).replace(day=1)
 
 
@@ -189,7 +188,6 @@ def span(month: date) -> tuple[int, int]:
 
 
 def tables_of(month: date) -> list[str]:
-    """Return the names of a month's partitions."""
     return [f"{table}_{month:%Y_%m}" for table in ("calls", "attempts")]
 
 

@@ -43,7 +43,6 @@ class Connection:
         self.closed = False
 
     def ask(self, query: str, values: Sequence[str | int]) -> list[Any]:
-        """Return the rows of a query."""
         with self.using:
             if self.closed:
                 raise sqlite3.OperationalError("the ledger was closed")
@@ -108,7 +107,7 @@ class DatabaseFile:
         self.moved: list[str] = []  # messages about damaged files, to be logged
 
     def at_path(self, connection: Connection) -> bool:
-        """Return whether the file of *connection* is still the one at the path."""
+        """Whether the file of *connection* is still the one at the path."""
         return connection.file == identity(self.path)
 
     def open(self, *, suspect: bool, busy: float) -> Connection:
@@ -161,17 +160,17 @@ class DatabaseFile:
 
 
 def damaged(error: BaseException) -> bool:
-    """Return whether *error* means that the file is damaged or not a database."""
+    """Whether *error* means that the file is damaged or not a database."""
     return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def locked(error: BaseException) -> bool:
-    """Return whether *error* means that another process has locked the file."""
+    """Whether *error* means that another process has locked the file."""
     return _code(error) == sqlite3.SQLITE_BUSY
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether *error* means that the file is locked or its disk is full."""
+    """Whether *error* means that the file is locked or its disk is full."""
     code, number = _code(error), getattr(error, "errno", 0)
     full = code == sqlite3.SQLITE_FULL or number == errno.ENOSPC
     return full or locked(error) or number == errno.ETIMEDOUT

@@ -182,7 +182,7 @@ class Accounting:
     def exceeds(
         self, request: InferRequest, target: Target, left: int, size: int | None = None
     ) -> bool:
-        """Return whether *left* pico-USD cannot pay for a call, even one with a short answer."""
+        """Whether *left* pico-USD cannot pay for a call, even one with a short answer."""
         limited = partial(self._worst, self._sent(request, target), target, size)
         worst = limited()
         return worst is not None and fitted(worst, left, limited) is None
@@ -381,7 +381,7 @@ class Accounting:
 
 
 def may_be_billed(error: BaseException, seconds: float) -> bool:
-    """Return whether the vendor may bill an attempt that failed with *error* after *seconds*."""
+    """Whether the vendor may bill an attempt that failed with *error* after *seconds*."""
     if not isinstance(error, ProviderError):  # such as a client that has disconnected
         return not isinstance(error, RequestError | Unavailable)
     if not error.sent or isinstance(error, _REFUSALS):

@@ -76,7 +76,7 @@ def _noted(router: Router, ident: object, caller: Caller) -> Owner | None:
 
 
 def is_filtered(router: Router, caller: Caller) -> bool:
-    """Return whether lists must be reduced to the caller's own objects."""
+    """Whether lists must be reduced to the caller's own objects."""
     keyring = router.keyring
     if keyring is None:
         return bool(caller.name)

@@ -186,7 +186,7 @@ def _rendered(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def _may_compress() -> bool:
-    """Return whether to compress the page: not for a request that another site may have sent.
+    """Whether to compress the page: not for a request that another site may have sent.
 
     The length of a compressed page could reveal its content to that site.
     """
