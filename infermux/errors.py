@@ -321,7 +321,7 @@ class MethodNotAllowed(RequestError):
 
     status, code = 405, "method_not_allowed"
 
-    def __init__(self, message: str, *, allow: str) -> None:
+    def __init__(self, message: str, *, allow: str = "") -> None:
         super().__init__(message)
         self.allow = allow
 

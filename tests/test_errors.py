@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -99,6 +100,14 @@ def test_every_error_says_what_happened_and_has_a_type(kind: type[InferMuxError]
     assert error.type and error.code and 400 <= error.status < 600
     assert error.code in error.summary
     assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
+def test_every_error_can_be_sent_to_another_process(kind: type[InferMuxError]) -> None:
+    error = make(kind, "what happened")
+    error.provider, error.retry_after = "p", 3.0
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.args, vars(again)) == (kind, error.args, vars(error))
 
 
 def test_a_providers_failure_never_looks_like_the_callers_key() -> None:

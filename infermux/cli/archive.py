@@ -196,7 +196,9 @@ def copy_ledger(source: str, target: str | None, config: str | None, path: str |
             raise OneLine("calls wait for being written: start the service first, then stop it")
         new.check()
         is_terminal = sys.stderr.isatty()
-        found = new.copied_from(old, old.path, _show_progress if is_terminal else lambda _: None)
+        found = new.copied_from(
+            old, old.path, lambda n: click.echo(f"\r{n:,} calls" * is_terminal, nl=False, err=True)
+        )
     click.echo("\n" * is_terminal, nl=False, err=True)
     _exit_with(found.differences)
     resumed = f", {found.resumed:,} of them before" if found.resumed else ""
@@ -208,10 +210,6 @@ def _target(config: str | None, place: str | None) -> PostgresLedger:
     if settings.url is None:
         raise OneLine("a copy goes to PostgreSQL: set [ledger] url, or give the URL or env:NAME")
     return cast("PostgresLedger", ledgers.opened(settings, patient=True))
-
-
-def _show_progress(count: int) -> None:
-    click.echo(f"\r{count:,} calls", nl=False, err=True)
 
 
 def _exit_with(problems: Sequence[str]) -> None:

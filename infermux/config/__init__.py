@@ -32,6 +32,7 @@ from .schema import (
     of_type,
     printable_name,
     resembles,
+    said,
     secret,
     suggestion,
     table,
@@ -45,7 +46,6 @@ from .settings import (
     Config,
     ModelConfig,
     ProviderConfig,
-    Server,
     caller_key,
     price_file,
     team,
@@ -411,7 +411,7 @@ class _Variables:
 
     def _hint(self, name: str, config: Config) -> str:
         rest = name.removeprefix(PREFIX).upper()
-        if address := Server.elsewhere.get(rest.lower()):
+        if address := said(rest.lower(), "Server"):
             return address
         records = {name: getattr(config, name) or kind() for name, kind in SECTIONS.items()}
         records |= {f"providers__{each.name}": each for each in config.providers}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import MISSING, Field, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -201,7 +201,7 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
         for name, item in data.items():
             with problems:
                 if name not in readers:
-                    hint = getattr(kind, "elsewhere", {}).get(name) or unknown(name, readers)
+                    hint = unknown(name, readers, kind.__name__)
                     raise ConfigError(f"{place} has no {shown(name)}{hint}")
                 read[name] = readers[name](item, f"{place}.{name}")
         missing, told = [name for name in required if name not in data], "".join(problems.errors)
@@ -335,26 +335,31 @@ def url(value: Any, place: str) -> str:
 # -- hints for unknown names --
 
 
-def unknown(key: str, known: Iterable[str]) -> str:
-    """Return a hint for a key that its table does not have: the right one, or its place."""
-    names = list(known)
-    likely = _ours(key, names) or similar(key, names, 0.8)
-    return did_you_mean(likely) or _home(key) or suggestion(key, names)
+def unknown(key: str, known: Collection[str], table: str = "") -> str:
+    """Return what to do about a key that the dataclass *table* does not have."""
+    likely = _ours(key, known) or similar(key, known, 0.8)
+    told = did_you_mean(likely) or _home(key) or suggestion(key, known)
+    return said(key, table) or told
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
+def said(key: str, table: str) -> str:
+    """Return the sentence about a key that the dataclass *table* does not have, or ""."""
+    found: str = _words()["said"].get(table, {}).get(key, "")
+    return found and f": {found}"
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
     """Return a hint for a misspelt *word*: what it may mean, or all names that are known."""
-    names = list(known)
-    verb = "is" if len(names) == 1 else "are"
-    return did_you_mean(meant(word, names)) or f"; there {verb} {', '.join(names) or 'none'}"
+    verb = "is" if len(known) == 1 else "are"
+    return did_you_mean(meant(word, known)) or f"; there {verb} {', '.join(known) or 'none'}"
 
 
-def meant(word: str, known: Iterable[str]) -> list[str]:
+def meant(word: str, known: Collection[str]) -> list[str]:
     """Return which of the *known* names *word* may mean: they share parts, or are similar."""
-    names, parts = list(known), _plain(word).split("_")
-    whole = [each for each in names if each and {*each.split("_")} <= {*parts}]
-    shared = sorted(whole, key=len)[-1:] or [each for each in names if word in each.split("_")]
-    return _ours(word, names) or shared[:3] or similar(word, names, 0.61)
+    parts = {*_plain(word).split("_")}
+    whole = [each for each in known if each and {*each.split("_")} <= parts]
+    shared = sorted(whole, key=len)[-1:] or [each for each in known if word in each.split("_")]
+    return _ours(word, known) or shared[:3] or similar(word, known, 0.61)
 
 
 def _plain(word: str) -> str:
@@ -362,15 +367,14 @@ def _plain(word: str) -> str:
 
 
 @cache
-def _words() -> dict[str, list[str]]:
-    """Return what other programs call each name of ours."""
-    text = Path(__file__).with_name("words.toml").read_text(encoding="utf-8")
-    return {name: words.split() for name, words in tomllib.loads(text).items()}
+def _words() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 
 def _ours(word: str, known: Container[str]) -> list[str]:
     """Return the *known* names for what other programs call *word*."""
-    return [name for name, words in _words().items() if _plain(word) in words and name in known]
+    names = {name: words.split() for name, words in _words()["words"].items() if name in known}
+    return [name for name, words in names.items() if _plain(word) in words]
 
 
 def _home(word: str) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError, shown
 from ..types import FALLBACK_ON, AnswerPolicy
@@ -205,9 +205,6 @@ class Breaker:
 class Reliability:
     """Retries, failover and circuit breaking."""
 
-    elsewhere: ClassVar = {
-        "timeout": ": use 'deadline' here, or 'timeout' in [providers.NAME]",
-    }
     attempts: int = reads(whole, 3)
     deadline: float = reads(seconds, 0.0)
     circuit_breaker: Breaker = reads(table(Breaker), Breaker())
@@ -218,10 +215,6 @@ class Reliability:
 class Server:
     """The server's resources, limits and log."""
 
-    elsewhere: ClassVar = dict.fromkeys(
-        ("addr", "address", "listen", "bind", "host", "port"),
-        ": the address is an option, `infermux serve --addr` or `gunicorn -b`",
-    )
     workers: int = reads(whole, 2)
     threads: int = reads(whole, 1536)
     streams: float = reads(share, 0.75)
@@ -271,7 +264,6 @@ def team(keys: object, name: str, value: object) -> TeamConfig:
 class KeyConfig:
     """A caller and the hash of its API key."""
 
-    elsewhere: ClassVar = {"key": ": write its 'hash', which `infermux keys new NAME` makes"}
     name: str
     hash: str = reads(key_hash)
     models: tuple[str, ...] = reads(some_models, ())
@@ -295,7 +287,6 @@ class LedgerConfig:
     With a *url*, it is a PostgreSQL that many hosts share, and *path* is not used.
     """
 
-    elsewhere: ClassVar = {"enabled": """: path = "" disables the ledger"""}
     path: str = reads(or_empty(file_path), "infermux.db")
     url: Secret | None = reads(database_url, None)
     spool: str = reads(file_path, "infermux.spool")

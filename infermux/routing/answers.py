@@ -233,11 +233,9 @@ def _asked(request: InferRequest) -> list[Any]:
     if native is None:
         return [list(request.messages), dict(request.params), dict(request.meta)]
     body = {name: value for name, value in native.body.value.items() if name not in _STREAM}
-    return [native.dialect, native.query and _without_form(native.query), body]
-
-
-def _without_form(query: str) -> str:
-    return "&".join(part for part in query.split("&") if not part.startswith(("alt=", "%24alt=")))
+    query = (native.query or "").split("&")
+    told = [each for each in query if each and not each.startswith(("alt=", "%24alt="))]
+    return [native.dialect, told, body]
 
 
 def _encoded(response: InferResponse, target: Target) -> str:

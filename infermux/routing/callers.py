@@ -20,6 +20,16 @@ from ..types import NOTHING, Caller, Route, TraceContext
 TAGS = ("project", "env")  # which a request may set
 
 
+def check_options(attempts: object, deadline: object, on_unsupported: object) -> None:
+    """Raise ValueError for an option of `Router` that no call could follow."""
+    if not isinstance(attempts, int) or attempts < 1:
+        raise ValueError(f"attempts is a whole number above 0, not {attempts!r}")
+    if deadline is not None and not (isinstance(deadline, int | float) and deadline > 0):
+        raise ValueError(f"deadline is seconds above 0, or None, not {deadline!r}")
+    if on_unsupported not in ("error", "drop"):
+        raise ValueError(f"on_unsupported is 'error' or 'drop', not {on_unsupported!r}")
+
+
 def begun(
     request: InferRequest,
     caller: Caller,

@@ -50,7 +50,7 @@ from ..telemetry.spans import SpanReporter, reporting
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
 from .accounting import Accounting, no_target
 from .answers import AnswerCache, Replay, watched
-from .callers import allowed_route, begun, has_hard_budget
+from .callers import allowed_route, begun, check_options, has_hard_budget
 from .stored import Ids, has_files, service_secrets
 from .stream import Stream, open_chunks
 from .target_queue import MAX_BACKOFF, TargetQueue, longest_backoff
@@ -93,6 +93,7 @@ class Router:
         sleep: Callable[[float], None] = time.sleep,
         seed: int | None = None,
     ) -> None:
+        check_options(attempts, deadline, on_unsupported)
         self.registry = registry = Registry.of(registry)
         self.reporter = reporter
         self.attempts = attempts  # most upstream requests per call
@@ -388,8 +389,7 @@ class Router:
         """Return when to retry *target* (monotonic seconds), or None if not within the deadline."""
         if not error.retryable or len(call.attempts) >= call.most_attempts(self.attempts):
             return None
-        wait = error.retry_after
-        if wait is None:
+        if (wait := error.retry_after) is None:
             wait = self._rng.uniform(0, longest_backoff(call, target, error))
         if wait >= deadline.remaining():
             return None

@@ -63,6 +63,7 @@ _ABILITIES = {  # each with a request that takes it
     "structured output": InferRequest(params={"response_format": _FORMAT}),
 }
 _ALL_SAID = Unsaid()
+_FAILURES = ProviderTimeout, ProviderUnavailable, StreamIncomplete
 
 
 class TargetPermit:
@@ -109,9 +110,7 @@ class TargetPermit:
             own = error.retry_after
             default = QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS
             self._breaker.cool_down(own or default, _why(error), stated=bool(own))
-        elif neutral:
-            self._permit.neutral()
-        elif isinstance(error, ProviderTimeout | ProviderUnavailable | StreamIncomplete):
+        elif not neutral and isinstance(error, _FAILURES):
             self._permit.failed(_why(error))
         else:
             self._permit.neutral()

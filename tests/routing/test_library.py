@@ -56,6 +56,21 @@ def test_load_takes_a_path_and_an_environment(file: Path) -> None:
             load(wrong)
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"attempts": 0}, "attempts is a whole number above 0, not 0"),
+        ({"attempts": "3"}, "attempts is a whole number above 0, not '3'"),
+        ({"deadline": -1}, "deadline is seconds above 0, or None, not -1"),
+        ({"deadline": "60s"}, "deadline is seconds above 0, or None, not '60s'"),
+        ({"on_unsupported": "ignore"}, "on_unsupported is 'error' or 'drop', not 'ignore'"),
+    ],
+)
+def test_an_option_that_no_call_could_follow_is_refused(option: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        Router([EchoProvider()], **option)
+
+
 def test_what_load_finds_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     file.write_text(ECHO + "[server]\ngraceful = 5\n")
     load(file)

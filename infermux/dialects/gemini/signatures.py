@@ -18,6 +18,7 @@ _MARK = b"infermux:"  # 9 bytes: their base64 is the same before any other bytes
 PACKED = b64encode(_MARK).decode()  # how a signature of ours begins
 _STANDARD = str.maketrans("-_", "+/")
 _SIGNATURES = ("thoughtSignature", "thought_signature")
+_CALLS = {"functionCall", "function_call"}
 
 
 def standard_base64(data: str) -> str:
@@ -71,14 +72,11 @@ def _own_content(content: Any, signs: bool) -> Any:
         return content
     own = [_own_part(part) if isinstance(part, dict) else part for part in parts]
     kept = [part for part in own if part]
-    first = next((n for n, part in enumerate(kept) if signs and _is_call(part)), None)
+    calls = [n for n, part in enumerate(kept) if isinstance(part, dict) and part.keys() & _CALLS]
+    first = calls[0] if calls and signs else None
     if first is not None and not any(map(kept[first].get, _SIGNATURES)):
         kept[first] = kept[first] | {"thoughtSignature": SKIP}  # the first of parallel calls has it
     return content | {"parts": kept} if kept else None
-
-
-def _is_call(part: Any) -> bool:
-    return isinstance(part, dict) and ("functionCall" in part or "function_call" in part)
 
 
 def _own_part(part: JSON) -> JSON | None:

@@ -34,7 +34,7 @@ def with_own_body(before: InferRequest, after: InferRequest) -> InferRequest:
     own = before.native
     if before.passed is not None:
         return _passed(before, after)
-    if own is None or _same(before, after):
+    if own is None or (before.messages, before.params) == (after.messages, after.params):
         return replace(after, native=own)
     for merge in (_merged_body, _replaced_body):
         try:
@@ -59,10 +59,6 @@ def _passed(before: InferRequest, after: InferRequest) -> InferRequest:
     was = before.params
     upload.change({name: each for name, each in after.params.items() if was.get(name) != each})
     return after
-
-
-def _same(before: InferRequest, after: InferRequest) -> bool:
-    return before.messages == after.messages and before.params == after.params
 
 
 def _document(value: JSON) -> Document:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from functools import partial
 from itertools import chain, groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import Total, queries, summed
 from ..periods import DAY, ns
@@ -249,16 +249,14 @@ def _sums(ask: Ask, start: int, seconds: int = SLOT) -> Step:
     by_attempt = ask(*queries.totals(_GROUPS[0], *time, None, UTC, every=True))
     tried = [(*[name or "" for name in row[:3]], *row[3:]) for row in by_attempt]
     kinds = [queries.merged(_GROUPS[0], tried)]
-    by_call = [_unfailed(row) if row[0].startswith(MIRROR_OF) else row for row in by_call]
+    by_call = [  # no call of a mirror counts as failed: nobody waits for it
+        (row[0], "", *row[2:5], 0, *row[6:]) if row[0].startswith(MIRROR_OF) else row
+        for row in by_call
+    ]
     for place, names in enumerate(_GROUPS[1:]):
         kinds.append(queries.merged(names, [(row[place], *row[3:]) for row in by_call]))
     [(failovers,)] = ask(_FAILOVERS, time)
     return Step(start, True, failovers, dict(ask(_LATENCY, time)), *map(_largest, kinds))
-
-
-def _unfailed(row: Sequence[Any]) -> Sequence[Any]:
-    """Return the sums of a mirror's calls, none of which counts as failed: nobody waits for it."""
-    return (row[0], "", row[2], row[3], row[4], 0, *row[6:])
 
 
 def _hour(ask: Ask, start: int) -> Step | None:
