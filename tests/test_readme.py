@@ -468,8 +468,20 @@ def keys_of(kind: Any, place: str) -> Iterator[tuple[str, str]]:
         default = item.default if item.default is not MISSING else item.default_factory
         if is_dataclass(default):
             yield from keys_of(type(default), f"{place}.{item.name}" if place else item.name)
+        elif default == 0 and not isinstance(default, bool) and not _is_read(item, default):
+            yield f"{place}.{item.name}", ""  # the manual says in words what holds without it
         else:
             yield f"{place}.{item.name}", _toml(default)
+
+
+def _is_read(item: Any, value: object) -> bool:
+    """Whether a file may have *value* for a key."""
+    from infermux.errors import ConfigError
+
+    with contextlib.suppress(ConfigError):
+        item.metadata["reader"](value, "")
+        return True
+    return False
 
 
 def _toml(value: Any) -> str:

@@ -22,6 +22,7 @@ DATA = {
     "infermux/prices.json",
     "infermux/config/template.toml",
     "infermux/config/words.toml",
+    "infermux/providers/vendors.toml",
     "infermux/web/codex.json",
     *(f"infermux/web/admin/templates/{name}" for name in PAGES),
 }

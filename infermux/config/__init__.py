@@ -419,9 +419,7 @@ class _Variables:
         for place, record in records.items():
             names |= {each: PREFIX + each for each in variables(f"{place.upper()}__", record)}
         names["SERVER__ADMIN_KEY"] = ADMIN_KEY  # the longer name works, too
-        bare = rest.replace("_", "")
-        found = [each for each in names if each.replace("_", "") == bare]
-        found = found or [each for each in names if resembles(rest, each)]
+        found = [each for each in names if resembles(rest, each)]
         vendors = {each for keys in self._environment.keys.values() for each in keys}
         if not found and rest in vendors:
             return did_you_mean([rest])

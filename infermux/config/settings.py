@@ -382,9 +382,9 @@ SECTIONS: Mapping[str, Any] = {  # that have no names in them
     "alerts": AlertsConfig,
 }
 EVERYTHING = "/"  # in `Config.unread`: a whole section of names
-TABLES.update({f"[{name}]": kind for name, kind in SECTIONS.items()})
 TABLES.update(
-    {
+    {f"[{name}]": kind for name, kind in SECTIONS.items()}
+    | {
         "[providers.NAME]": ProviderConfig,
         "[providers.NAME].timeout": Timeouts,
         "[models.NAME]": ModelConfig,

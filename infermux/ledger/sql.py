@@ -236,7 +236,6 @@ class Ledger(ABC):
         return AnswerStore(self)
 
     def objects(self) -> Objects:
-        """Return the store of the owners of files and batches at vendors."""
         return Objects(self)
 
     # -- reports --
@@ -251,7 +250,6 @@ class Ledger(ABC):
         return list(map(Adjustment._make, self._read(ADJUSTMENTS, (limit,))))
 
     def alerts(self) -> AlertLog:
-        """Return the store of the times when alerts were sent."""
         return AlertLog(self)
 
     def rows(self, **chosen: Any) -> list[Record]:

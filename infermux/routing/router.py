@@ -95,7 +95,7 @@ class Router:
     ) -> None:
         check_options(attempts, deadline, on_unsupported)
         self.registry = registry = Registry.of(registry)
-        self.reporter = reporter
+        self.reporter, self.answers = reporter, answers  # each may be None
         self.attempts = attempts  # most upstream requests per call
         self.deadline = deadline  # seconds per call, with all waits; None: the client's timeout
         self.on_unsupported = on_unsupported  # "drop": omit preferences a target cannot express
@@ -108,7 +108,6 @@ class Router:
         self.accounting = Accounting(
             self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=capture_content
         )
-        self.answers = answers  # the cache of answers, if there is one
         self.hooks: Any = hooks and import_module(".hooks", __package__).Hooks.of(hooks)
         self.observers: list[Observer] = [*observers, *reporting(reporter)]
         self._sleep, self._rng = sleep, random.Random(seed)

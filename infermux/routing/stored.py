@@ -285,7 +285,6 @@ def _kind(call: Call, goes_on: object) -> str:
 
 
 def _with(names: Mapping[str, str], value: Any) -> Any:
-    """Return a value with the strings that are ids in *names* replaced."""
     return strict_json.lenient(renamed(strict_json.encode(value), names))
 
 

@@ -60,7 +60,6 @@ def openai_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
 
 
 def complete(api: Api, op: str) -> Response:
-    """Respond to a POST endpoint, streamed or not."""
     caller = admitted(api)
     wanted, wants_stream = wire.decode_request(json_body(strict_json.document), op=op)
     call = start_call(api, wanted, caller)

@@ -36,7 +36,6 @@ _QUERY = "after before include include[] include_obfuscation limit order startin
 
 
 def respond(api: Api) -> Response:
-    """Respond to /v1/responses, streamed or not."""
     caller = admitted(api)
     wanted, wants_stream = wire.decode_request(json_body(strict_json.document))
     call = start_call(api, wanted, caller)

@@ -218,7 +218,6 @@ class Answer:
         return item | ({"encrypted_content": encrypted} if encrypted else {})
 
     def message(self, number: int, parts: Sequence[JSON], status: str = "completed") -> JSON:
-        """Return a message of the assistant."""
         return {
             "id": self.ident("message", number),
             "type": "message",

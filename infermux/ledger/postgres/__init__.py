@@ -156,7 +156,6 @@ class PostgresLedger(Ledger):
         return bool(job.result)
 
     def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
-        """Settle the jobs of several threads."""
         try:
             results = self._settle_all(process.database, [job.work for job in jobs])
             for job, result in zip(jobs, results, strict=True):

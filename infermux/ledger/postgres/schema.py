@@ -192,7 +192,6 @@ def tables_of(month: date) -> list[str]:
 
 
 def partitions(connection: Connection[Any]) -> list[date]:
-    """Return the months that have partitions, in order."""
     rows = connection.execute(_PARTITIONS).fetchall()
     found = [re.fullmatch(r"calls_(\d{4})_(\d\d)", name) for (name,) in rows]
     return sorted(date(int(each[1]), int(each[2]), 1) for each in found if each)

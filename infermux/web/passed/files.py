@@ -85,7 +85,6 @@ def create_batch(api: Api) -> Response:
 
 
 def retrieve(api: Api, ident: str, *, what: str, method: str = "GET", rest: str = "") -> Response:
-    """Respond to a request about one file or batch."""
     caller = _admitted(api)
     read_body()  # SDKs send none, or an empty object
     found = objects.owner(api.router, ident, caller, _KINDS[what])
