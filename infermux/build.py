@@ -185,7 +185,7 @@ def warnings(config: Config, router: Router) -> list[str]:
 
 
 def _unseen(config: Config, registry: Registry) -> list[str]:
-    """Return a warning if requests or answers that no hook sees pass hooks that must see all."""
+    """Return a warning if hooks must see everything, and some requests or answers pass unseen."""
     hooks, found = config.hooks, []
     if (hooks.on_error, hooks.unseen) == ("closed", "pass"):
         passing = [each.name for each in registry if has_files(each.provider)]

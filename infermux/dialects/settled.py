@@ -88,9 +88,9 @@ def placed(request: InferRequest, dialect: Dialect) -> InferRequest:
 
 
 def _expressed(request: InferRequest, dialect: Dialect) -> InferRequest:
-    """Return *request* without the forced params that *dialect* cannot express, which are told.
+    """Return *request* without the forced params that *dialect* cannot express, and report them.
 
-    A default is never worth an error; a value that overrides is if it is a meaning.
+    An override with a meaning is kept, and then causes an error; a default never does.
     """
     drop, lost = Drop.of(request), list[str]()
     for name, value in request.forced.params.items() if request.op == CHAT else ():

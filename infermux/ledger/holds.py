@@ -105,7 +105,7 @@ def expired(id: str, owner: str, pico: int, at_ms: int, about: str) -> Hold:
 
 
 def lost_place(hold: Hold) -> tuple[int, str]:
-    """Return the start and id of the row that a call has when it is taken for lost."""
+    """Return the start and id of the row of a call that was never settled."""
     return lost_record(hold).call.at_ns, hold.call_id
 
 

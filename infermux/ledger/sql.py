@@ -105,7 +105,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
-        """Remove end users' budgets of past periods, and those of the least spent beyond *most*."""
+        """Remove end users' budgets of past periods; keep at most *most*, the most spent."""
 
     def tidy(self, now: float) -> None:
         """Remove rows whose number depends on the texts of requests."""

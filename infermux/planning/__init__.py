@@ -166,7 +166,7 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
 
 @lru_cache(maxsize=1024)
 def takes_turns(route: Route) -> bool:
-    """Whether the order of the targets depends on more than the route."""
+    """Whether calls of the same route may have their targets in different orders."""
     return any(strategy != "priority" for strategy in _strategies(route))
 
 

@@ -68,7 +68,7 @@ def named(request: InferRequest) -> str:
 
 
 def person_of(name: str) -> str:
-    """Return the part of a name that is the person's: ids of agents also have the session."""
+    """Return the person's part of a name: agents send it together with a session."""
     name = name.strip()
     if match := _COMPOSED.fullmatch(name):
         return match[1]

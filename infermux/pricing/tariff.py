@@ -54,7 +54,7 @@ class Tier(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """The rates from a UTC day on."""
+    """Rates that apply from a UTC day on."""
 
     start: date
     rates: Tariff

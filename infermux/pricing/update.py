@@ -153,7 +153,7 @@ class _Work:
         return {"input": "0", "output": "0"} | terms if terms and ours.rates is FREE else terms
 
     def _check(self, ours: Price | None, theirs: Price) -> None:
-        """Raise Skipped if their price is not to be trusted."""
+        """Raise Skipped if the public table's price is doubtful."""
         rates = [rate for each in _all_rates(theirs) for rate in each if rate is not None]
         if max(rates, default=0) > MAX_RATE:
             raise Skipped("a price is too high to be one per token")

@@ -218,7 +218,7 @@ class Upload:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields that have been read; unless all must be seen, not those after a large file."""
+        """The fields read so far; those after a large file are read only if all must be seen."""
         return self._parts.fields
 
     @property

@@ -170,7 +170,7 @@ class Credentials:
 
     @property
     def serving(self) -> int:
-        """How many of them do not rest."""
+        """How many keys can be used now."""
         now = time.monotonic()
         return sum(key.until <= now for key in self._keys)
 

@@ -86,7 +86,7 @@ def methods_of(view: object) -> tuple[str, ...]:
 
 
 def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> View:
-    """Return a view that calls the one of the method, and renders its errors."""
+    """Return a view that calls the view of the request's method, and renders its errors."""
 
     def guarded(**arguments: str) -> Response:
         request, room = current_request(), BodyRoom(api.router.admission.bodies)

@@ -215,7 +215,7 @@ def _received(room: BodyRoom, size: int | None, limit: int) -> bytes:
 
 
 def _read_sized(body: Any, room: BodyRoom, size: int) -> bytes:
-    """Return a body of *size* bytes, or less at its end; what has not arrived takes no room."""
+    """Return a body of *size* bytes, or less if it ends; room is taken piece by piece."""
     parts, left = [], size
     while left > 0:
         step = min(left, CHUNK)

@@ -33,7 +33,7 @@ def limit_headers(router: Router, call: Call) -> dict[str, str]:
 
 
 def _tightest(call: Call) -> Mapping[str, Figures]:
-    """Return the figures by kind; of several limits, those that leave the least."""
+    """Return, for each kind, the figures of the limit that has the least left."""
     found: dict[str, Figures] = {}
     for window in call.windows:
         for kind, limit, used, reset in (

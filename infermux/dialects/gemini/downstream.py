@@ -190,7 +190,7 @@ class _Choice(NamedTuple):
 
 
 def _choice(value: object) -> _Choice:
-    """Return tool_choice; what else toolConfig holds is kept under its name."""
+    """Return tool_choice, and the rest of toolConfig under Google's name."""
     config = dict(camel(require({} if value is None else value, "toolConfig", dict)))
     calling = config.pop("functionCallingConfig", None)
     rest = {"toolConfig": given(config)} if given(config) else {}

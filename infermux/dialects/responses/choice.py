@@ -41,7 +41,7 @@ class Choice:
         self._lacks = False  # the vendor has no Responses after all
 
     def choose(self, request: InferRequest, model: str = "") -> Dialect:
-        """Return the dialect in which to send a request, to *model* instead of its own."""
+        """Return the dialect in which to send a request; *model* replaces the request's own."""
         model = model or request.model
         if request.op != CHAT:
             return self._responses if request.op in PATHS or request.op == RESOURCE else self._chat

@@ -206,7 +206,7 @@ class Reader:
         return Chunk(refusal=words) if "refusal" in kind else Chunk(words)
 
     def _cited(self, body: JSON) -> Chunk:
-        """Return the chunk of a citation; its indices are those of its part."""
+        """Return the chunk of a citation; its indices count within its part."""
         before, own = 0, (body.get("output_index"), body.get("content_index"))
         for key, length in self._told.items():
             if key == own:
@@ -243,7 +243,7 @@ class Reader:
         return Chunk(shown=not done and what not in _SILENT)
 
     def output(self, body: JSON) -> Iterator[Chunk]:
-        """Yield what a response says of which no event has told."""
+        """Yield what a finished response has that no event has brought."""
         kind, output = "response.output_item.done", items(body.get("output"))
         for place, item in enumerate(() if self._started or self._calls else output):
             yield self._item(kind, {"item": item, "output_index": place})

@@ -130,7 +130,7 @@ class Items:
         self._callers[ident] = turn
 
     def output(self, item: JSON, place: str) -> None:
-        """Add the result of a call; where something came between, it goes back to its call."""
+        """Add a tool result after its call, also where other messages came between."""
         ident = string(item, "call_id", place)
         content = require(item.get("output"), f"{place}.output", str, list)
         if isinstance(content, list):

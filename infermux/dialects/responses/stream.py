@@ -191,7 +191,7 @@ class Encoder(BlockWriter):
         return self._event("response.function_call_arguments.delta", delta=more, **self._place)
 
     def _more_words(self, mark: Any, part: JSON, words: str) -> bytes:
-        """Return the events of more words, in *part* if its *mark* is not that of the open one."""
+        """Return the events that add words: in the open part, or in *part* if *mark* differs."""
         head = b""
         if not self._parts or mark != self._part:
             head = self._end_part()

@@ -232,7 +232,7 @@ def _translated(request: InferRequest, own: Native) -> JSON:
 
 
 def merged(was: Any, now: Any, own: Any) -> Any:
-    """Return *own* with the differences from *was* to *now*; *own* says the same as *was*."""
+    """Return *own*, another form of *was*, with what has changed from *was* to *now*."""
     if was == now:
         return own
     if own == was:

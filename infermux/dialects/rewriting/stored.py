@@ -22,7 +22,7 @@ _PLACE = "output"  # of the items in a response
 
 
 def with_items(request: InferRequest, see: Callable[[InferRequest], InferRequest]) -> InferRequest:
-    """Return a request to store items with the items as *see* wants them."""
+    """Return a request to store items with the items that *see* returns."""
     native = request.native
     items = native.body.value.get("items") if native is not None else None
     if native is None or not isinstance(items, list) or not items:
@@ -82,7 +82,7 @@ def _items(body: JSON) -> list[Any]:
 def as_passed(
     response: InferResponse, see: Callable[[InferResponse, int], InferResponse]
 ) -> InferResponse:
-    """Return an answer with its texts as *see* wants them, which gets each with its number.
+    """Return an answer with its texts replaced by what *see* returns for each and its number.
 
     Raise UnicodeDecodeError if the answer is no text.
     """

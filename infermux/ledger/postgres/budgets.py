@@ -322,7 +322,7 @@ def add(deltas: Deltas, owner: str, key: str, spent: int, held: int) -> None:
 
 
 def changes(deltas: Deltas) -> list[tuple[Any, ...]]:
-    """Return the rows of CHANGE, in the order in which rows are locked."""
+    """Return the values for CHANGE, sorted as rows are locked."""
     return [(*key, *deltas[key]) for key in sorted(deltas)]
 
 

@@ -121,7 +121,7 @@ def settle(
 def _expect(
     deltas: Deltas, call: CallRow, hold: Hold | None, zone: tzinfo
 ) -> list[tuple[str, str, str, int]]:
-    """Add what a call spends and releases; return its holds."""
+    """Add to *deltas* what a call spends and releases; return its holds."""
     owners, at = _owners(call, hold)
     for owner in {call.caller, *owners}:
         spend(deltas, owner, call.cost or 0, at, zone)

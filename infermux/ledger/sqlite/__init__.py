@@ -188,7 +188,7 @@ class SQLiteLedger(Ledger):
     def _write(self, work: Callable[[Connection], T], budget: Budget | None = None) -> T:
         """Return the result of *work*, run in a transaction that other threads may share.
 
-        For a *budget*, the file may have been removed, as settling notices that.
+        With a *budget*, it is not checked that the file still exists: settling does that.
         """
         busy = self._patience(hard=budget is not None and budget.hard)
         job = Job(work, busy, anywhere=budget is not None)
