@@ -120,7 +120,8 @@ class Setter:
         known = keys_of(record)
         key = current(given, known)
         if key not in known:
-            raise ConfigError(f"{variable}: {place} has no {key!r}{suggestion(key, known)}")
+            hint = unknown(key, known, type(record).__name__)
+            raise ConfigError(f"{variable}: {place} has no {key!r}{hint}")
         old = getattr(record, key)
         if given != key:
             self._notices.append(f"{variable}: {given.upper()} is now called {key.upper()}")
@@ -152,11 +153,11 @@ def variables(prefix: str, record: Any) -> Iterator[str]:
 
 
 def resembles(word: str, name: str) -> bool:
-    """Whether *word* is the section of *name* (SECTION__KEY), or its key begins with it."""
+    """Whether *word* is the section of *name* (SECTION__KEY), or means its key or begins it."""
     section, _, last = name.rpartition("__")
     word = RENAMED.get(word.lower(), word).upper()
     alike = f"{last}_".startswith(f"{word}_") or f"{word}_".startswith(f"{last}_")
-    return alike or section == word
+    return alike or section == word or bool(_ours(word, (last.lower(),)))
 
 
 def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:

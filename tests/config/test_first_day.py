@@ -320,6 +320,9 @@ UNREAD = {
     "INFERMUX_CONFG": "did you mean 'INFERMUX_CONFIG'?",
     "INFERMUX_ADMINKEY": "did you mean 'INFERMUX_ADMIN_KEY'?",
     "INFERMUX_OPENAI_API_KEY": "did you mean 'OPENAI_API_KEY'?",
+    "INFERMUX_MASTER_KEY": "did you mean 'INFERMUX_ADMIN_KEY'?",
+    "INFERMUX_MAX_RETRIES": "did you mean 'INFERMUX_RELIABILITY__ATTEMPTS'?",
+    "INFERMUX_DATABASE_URL": "did you mean 'INFERMUX_LEDGER__URL'?",
     "INFERMUX_XYZZY": "unset it",
 }
 

@@ -1298,6 +1298,8 @@ def test_an_overridden_secret_must_be_one(variable, value):
         ("INFERMUX_PROVIDERS__LOCLA__MODELS", ["did you mean 'local'?"]),
         ("INFERMUX_PROVIDERS__XAI__MODELS", ["'xai' is not configured"]),
         ("INFERMUX_PROVIDERS__LOCAL__TIMEOUT__IDEL", ["did you mean 'idle'?"]),
+        ("INFERMUX_SERVER__PORT", ["[server] has no 'port'", "`infermux serve --addr`"]),
+        ("INFERMUX_PROVIDERS__LOCAL__API_BASE", ["did you mean 'base_url'?"]),
     ],
 )
 def test_an_override_of_nothing_is_an_error(variable, words):
