@@ -8,6 +8,8 @@ import zlib
 import pytest
 from flask import Blueprint, Flask, abort, g, jsonify, request
 from support import Service, run
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 import infermux
 from infermux import Caller, EchoProvider, InferRequest, InferResponse, Registry, Router
@@ -650,6 +652,20 @@ def test_one_blueprint_in_two_apps_and_inside_another_blueprint():
         app.register_blueprint(outer)
         assert app.test_client().post("/api/llm/infer", json=HELLO).status_code == 200
         assert code(app.test_client().get("/api/llm/infer")) == (405, "method_not_allowed")
+
+
+def test_the_whole_app_below_a_path_of_another_app_behind_a_proxy():
+    app = Flask("host")
+    inner = DispatcherMiddleware(app.wsgi_app, {"/llm": infermux.create_app(echo())})
+    app.wsgi_app = ProxyFix(inner, x_for=1, x_prefix=1)
+    client, proxy = (
+        app.test_client(),
+        {"X-Forwarded-Prefix": "/pre", "X-Forwarded-For": "192.0.2.1"},
+    )
+    assert client.post("/llm/infer", json=HELLO, headers=proxy).json["provider"] == "echo"
+    assert client.post("/llm/v1/chat/completions", json=HELLO, headers=proxy).status_code == 200
+    assert client.get("/llm/", headers=proxy).json["service"] == "infermux"
+    assert client.get("/infer").status_code == 404
 
 
 def test_all_three_doors_in_one_app_without_a_prefix():
