@@ -55,7 +55,6 @@ class Comparison(NamedTuple):
     unpriced: tuple[int, int]
 
     def words(self) -> list[str]:
-        """Return what was compared, in sentences."""
         (a, b), (first, second) = self.names, self.calls
         if self.pairs:
             which = f"{counted(self.pairs, 'call')} of {a} and their copies to {b}"
@@ -75,7 +74,6 @@ class Comparison(NamedTuple):
         return [printable(each) for each in found]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the head and the rows of a table."""
         rows = [
             [
                 f"{name} {unit}".strip(),

@@ -39,7 +39,6 @@ def _names(slot: int, zone: tzinfo) -> tuple[str, str, str]:
 
 
 def start(period: str, at: float, zone: tzinfo = UTC) -> float:
-    """See `Budget.start`."""
     if period == "total":
         return 0.0
     day = local(at, zone).date()
@@ -47,7 +46,6 @@ def start(period: str, at: float, zone: tzinfo = UTC) -> float:
 
 
 def end(period: str, at: float, zone: tzinfo = UTC) -> float | None:
-    """See `Budget.resets`."""
     return None if period == "total" else _end(period, int(at // SLOT), zone)
 
 

@@ -15,7 +15,6 @@ Models = Callable[[RegisteredProvider], Iterable[str]]  # a provider's models th
 
 
 def listed(provider: RegisteredProvider) -> Iterable[str]:
-    """Return the models that a provider lists."""
     return provider.models
 
 

@@ -83,7 +83,6 @@ class TargetPermit:
         self._ended = False
 
     def started(self, seconds: float) -> None:
-        """Record that the first content came after *seconds*."""
         self._permit.started(seconds)
 
     def end(

@@ -130,7 +130,6 @@ def model(api: Api, ident: str) -> Response:
 
 
 def is_anthropic() -> bool:
-    """Whether the client is one of Anthropic's API."""
     return "HTTP_ANTHROPIC_VERSION" in request.environ
 
 

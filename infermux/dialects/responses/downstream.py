@@ -307,7 +307,6 @@ _DEFAULTS: JSON = {
 
 
 def called(call: JSON) -> JSON:
-    """Return the function or the custom tool of a call."""
     return obj(call.get("function") or call.get("custom"))
 
 

@@ -138,7 +138,6 @@ def arguments(call: JSON) -> str:
 
 
 def with_arguments(call: JSON, said: str) -> JSON:
-    """Return a tool call, or a delta of one, with other arguments."""
     kind, member = ("custom", "input") if call.get("custom") else ("function", "arguments")
     inner = dict(call.get(kind) or {})
     if said or member in inner:

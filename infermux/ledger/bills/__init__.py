@@ -55,7 +55,6 @@ class Bill:
 
     @property
     def days(self) -> tuple[date, date]:
-        """The first and the last day."""
         found = sorted({day for day, _ in self.usd} | self.empty)
         return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
 

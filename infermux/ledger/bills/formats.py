@@ -71,7 +71,6 @@ class Format:
     note: str = ""
 
     def fits(self, columns: Iterable[str]) -> bool:
-        """Whether a table with these columns is such an export."""
         have = {*columns}
         return all(have.intersection(each) for each in self.needs)
 

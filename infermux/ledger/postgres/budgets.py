@@ -293,7 +293,6 @@ class Reservations:
 
 
 def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
-    """See `Ledger.forget_users`."""
     day, month, _ = names(now - 2 * DAY, zone)
     link.execute(_OLD_USERS, (USER, day, month))
     link.execute(_LEAST_USERS, (USER, most))

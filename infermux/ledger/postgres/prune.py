@@ -61,7 +61,6 @@ def first_kept(before: float) -> float:
 
 
 def prune(database: Database, run: Run, before: float, told: Callable[[int], None]) -> int:
-    """See `PostgresLedger.prune`."""
     end, count = int(first_kept(before) // DAY), 0
     days = database.snapshot(lambda ask: list(steps_with_calls(ask, 0, end * DAY_NS)))
     [[owned]] = run(lambda link: link.execute(_OWNED).fetchall())

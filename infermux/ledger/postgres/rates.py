@@ -90,7 +90,6 @@ class SharedRates:
         tokens: int = 0,
         window: Window | None = None,
     ) -> float | None:
-        """See `RateLimiter.take`."""
         if rpm is None and tpm is None:
             return None
         tokens = min(tokens, _MAX_TOKENS)
@@ -151,7 +150,6 @@ class SharedRates:
             self._alone = True
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
-        """See `RateLimiter.correct`."""
         if tokens:
             self._local.correct(caller, tokens, since=since)
             self._correct(caller, tokens, since)
