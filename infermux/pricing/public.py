@@ -60,15 +60,19 @@ _OPENROUTER = {
     "completion": "output",
     "input_cache_read": "cached_input",
     "input_cache_write": "cache_write",
+    "input_cache_write_1h": "cache_write_1h",
     "internal_reasoning": "reasoning",
     "audio": "input_audio",
+    "audio_output": "output_audio",
 }
+_HOURS = ("utc_start", "utc_end")  # of OpenRouter's overrides
 _SERVICES = ("flex", "priority")
 _LITELLM_KEY = re.compile(
     rf"({'|'.join(_LITELLM)})(?:_above_(\d{{1,6}})k_tokens)?(?:_({'|'.join(_SERVICES)}))?",
     re.ASCII,
 )
 UNREAD, _NO_PRESET = "a figure is not a price", "of a vendor without a preset"
+BY_HOUR = "has prices of certain hours, which are not read"
 _MODES = ("chat", "completion", "responses", "embedding")
 _Rates = dict[str, Decimal]
 
@@ -191,7 +195,7 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
         for key, name in _LITELLM.items():
             if each.get(key) is not None:
                 tier[name] = _figure(each[key], _MILLION)
-    found = _entry(rates)
+    found = _entry(rates, _figure(entry.get("input_cost_per_request") or 0, 1000))
     if mode == "embedding" and found.get("output") == "0":
         del found["output"]
     services = {name: offer for name in _SERVICES if (offer := _service(rates, entry, name))}
@@ -214,7 +218,10 @@ def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
 def _service(
     standard: dict[int, _Rates], entry: Mapping[str, Any], name: str
 ) -> str | dict[str, str] | None:
-    """Return a service tier: a factor if all of its figures have the same one, else figures."""
+    """Return a service tier: a factor if all of its figures have the same one, else figures.
+
+    Figures that differ by size, too, are left out: the call is then unpriced, not cheap.
+    """
     try:
         offer = _litellm_rates(entry, name)
     except (TypeError, ArithmeticError, ValueError):
@@ -229,7 +236,7 @@ def _service(
     factor = factors.pop() if len(factors) == 1 else None
     if factor is not None and round(factor, 6) == factor:
         return plain(factor)
-    return _texts(offer[0])
+    return _texts(offer[0]) if len(standard.keys() | offer) == 1 else None
 
 
 # -- genai-prices --
@@ -261,7 +268,8 @@ def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any], bool]:
         each for each in begun if (limit := each.get("constraint")) and "start_date" not in limit
     ]
     always = [each for each in begun if each not in timed]
-    found = _entry(_genai_rates((always[-1] if always else listed[0])["prices"]))
+    current = (always[-1] if always else listed[0])["prices"]
+    found = _entry(_genai_rates(current), _figure(current.get("requests_kcount") or 0))
     later = [
         {"from": start.isoformat()} | _texts(_genai_rates(each["prices"])[0])
         for start, each in dated
@@ -326,46 +334,53 @@ def _literal(node: ast.expr) -> Any:
 
 def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
     prices = model.get("pricing") or {}
-    rates = {
-        name: _figure(prices[key], _MILLION)
-        for key, name in _OPENROUTER.items()
-        if prices.get(key) is not None
-    }
-    request = _figure(prices.get("request") or 0, 1000)
-    found = _entry({0: rates})
-    if request:
-        found["request_per_1k_max"] = plain(request)
+    rates = {0: _openrouter_rates(prices)}
+    for each in prices.get("overrides") or ():
+        if any(each.get(name) is not None for name in _HOURS):
+            raise Skipped(BY_HOUR)
+        rates[int(each["min_prompt_tokens"]) - 1] = _openrouter_rates(each)
+    found = _entry(rates, _figure(prices.get("request") or 0, 1000))
     top = model.get("top_provider") or {}
     most = top.get("context_length") or model.get("context_length")
     table.add("openrouter", id, found | _sizes(most, top.get("max_completion_tokens")))
 
 
+def _openrouter_rates(prices: Mapping[str, Any]) -> _Rates:
+    listed = {name: prices.get(key) for key, name in _OPENROUTER.items()}
+    return {name: _figure(each, _MILLION) for name, each in listed.items() if each is not None}
+
+
 # -- figures --
 
 
-def _entry(rates: dict[int, _Rates]) -> dict[str, Any]:
+def _entry(rates: dict[int, _Rates], request: Decimal) -> dict[str, Any]:
     """Return an entry of prices by size; raise Skipped if the one of input is not known.
 
-    A rate of 0 beside input that costs something means that the table does not know it.
+    A rate of 0 beside input that costs something means that the table does not know it. What a size
+    does not list costs what it does at the size before. *request* is per 1,000.
     """
     smallest = min((over for over, found in rates.items() if "input" in found), default=0)
     base = rates.get(0) or rates.get(smallest, {})
     if "input" not in base:
         raise Skipped("without a price of input tokens")
-    known = {
-        over: {
+    found: dict[str, Any] = {}
+    tiers, larger = [], _Rates()
+    for over, listed in sorted(rates.items()):
+        known = {
             name: rate
-            for name, rate in found.items()
+            for name, rate in listed.items()
             if rate or not base["input"] or name in ("input", "output")
         }
-        for over, found in rates.items()
-    }
-    tiers = [
-        {"over": over} | _texts(found)
-        for over, found in sorted(known.items())
-        if found and over > 0 and rates[over] is not base
-    ]
-    return _texts(known.get(0) or known[smallest]) | ({"tiers": tiers} if tiers else {})
+        if listed is base:
+            found = _texts(known)
+        elif known and over > 0:
+            larger |= known
+            tiers.append({"over": over} | _texts(larger))
+    if tiers:
+        found["tiers"] = tiers
+    if request:
+        found["request_per_1k_max"] = plain(request)
+    return found
 
 
 def _figure(value: object, times: int = 1) -> Decimal:

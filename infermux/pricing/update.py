@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..types import JSON
 from .compare import Difference, differences
 from .price import Price
-from .public import OPENROUTER, UNREAD, Listed, PublicTable, Skipped
+from .public import BY_HOUR, OPENROUTER, UNREAD, Listed, PublicTable, Skipped
 from .table import FREE, Entry, PriceTable
 from .tariff import TERMS, Service, Tariff, figure_text, figures
 
@@ -140,7 +140,7 @@ class _Work:
             raise Skipped(UNREAD) from None
         ours = self.present.find(theirs.provider, theirs.id)
         if listed.by_hour:
-            raise Skipped("has prices of certain hours, which are not read")
+            raise Skipped(BY_HOUR)
         self._check(ours, theirs)
         if ours is None:
             self.new.append(f"{theirs.provider}/{theirs.id}")
@@ -193,9 +193,9 @@ class _Work:
         if theirs.next and theirs.next != ours.next:
             days = ", ".join(str(each.start) for each in theirs.next)
             yield Changed(name, "next", None, f"from {days}"), "next", entry["next"]
-        for size in ("max_input", "max_output"):
-            if getattr(ours, size) is None and (limit := getattr(theirs, size)) is not None:
-                yield Changed(name, size, None, str(limit)), size, limit
+        for term in ("max_input", "max_output", "request_per_1k_max"):
+            if getattr(ours, term) is None and (figure := entry.get(term)) is not None:
+                yield Changed(name, term, None, str(figure)), term, figure
 
 
 def _tiers(ours: Price, theirs: Price) -> list[JSON]:
