@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, timedelta, timezone
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class Bill:
     unknown: dict[Key, str] = field(default_factory=dict)  # things without a price
     outside: dict[str, tuple[int, Fraction]] = field(default_factory=dict)  # lines not compared
     empty: set[str] = field(default_factory=set)  # days on the bill without any cost
-    offset: timedelta = timedelta(0)  # offsets of the bill's days from UTC
+    offsets: dict[str, timedelta] = field(default_factory=dict)  # by day, from UTC
 
     @property
     def has_models(self) -> bool:
@@ -69,8 +69,7 @@ class Bill:
             lines, before = self.outside.get(charge.outside, (0, Fraction(0)))
             self.outside[charge.outside] = lines + 1, before + (charge.usd or 0)
             return
-        if charge.offset:
-            self.offset = charge.offset
+        self.offsets[charge.day] = charge.offset
         if charge.empty:
             self.empty.add(charge.day)
             return
@@ -82,6 +81,11 @@ class Bill:
             kinds[charge.kind] = kinds.get(charge.kind, Fraction(0)) + charge.usd
         if charge.unknown:
             self.unknown.setdefault(key, charge.unknown)
+
+    def zone(self, day: date) -> timezone:
+        """Return the zone in which the bill's *day* starts: that of the last day it lists."""
+        before = max((each for each in self.offsets if each <= str(day)), default="")
+        return timezone(self.offsets[before or min(self.offsets)])
 
     def keep(self, covers: Callable[[date], bool]) -> None:
         """Keep only the days that are covered."""
