@@ -52,7 +52,6 @@ class Price:
     next: tuple[Scheduled, ...] = ()  # by rising `start`
     since: date | None = None  # the price is unknown before this UTC day
     service: tuple[Service, ...] = ()
-    request_per_1k_max: Decimal | None = None  # USD per 1,000 requests, at most
     # USD per 1,000 of what is billed by number: "request", "web_search", "grounded" (an answer
     # that searched, however often), …
     fees: tuple[tuple[str, Decimal], ...] = ()
@@ -72,7 +71,9 @@ class Price:
     units: _Units | None = field(init=False, compare=False, repr=False)  # see `_units`
 
     def __post_init__(self) -> None:
-        varies = self.tiers or self.peak or self.next or self.since or self.per_request
+        varies = (
+            self.tiers or self.peak or self.next or self.since or dict(self.fees).get("request")
+        )
         apart = self.rates.reasoning is not None
         object.__setattr__(self, "units", None if varies or apart else _units(self.rates))
 
@@ -107,11 +108,6 @@ class Price:
         """Return a user's price, such as {"input": "0", "output": "0"}; raise ConfigError."""
         check_keys(stated, TERMS, place)
         return cls(provider, id, **terms(stated, place))
-
-    @property
-    def per_request(self) -> Decimal:
-        """USD per 1,000 requests."""
-        return dict(self.fees).get("request", self.request_per_1k_max or Decimal(0))
 
     def rates_for(self, tokens: int, *, at: datetime, service: Service) -> Tariff:
         """Return the rates for *tokens* input tokens at the UTC time *at*, without the factor."""
@@ -235,7 +231,8 @@ def _classes(
 
 def _fees(usage: Usage, price: Price) -> Decimal | None:
     """Return what is billed by number, in millionths of a dollar; None if a fee is not listed."""
-    listed, total = dict(price.fees), price.per_request
+    listed = dict(price.fees)
+    total = listed.get("request", Decimal(0))
     for name, number in usage.fees:
         if name == "web_search" and name not in listed and "grounded" in listed:
             name, number = "grounded", min(number, 1)

@@ -25,6 +25,7 @@ from .tariff import TERMS, Service, Tariff, figure_text, figures
 MAX_RATE = 100_000  # USD per million tokens; more is not a price per token
 LETTERS = {"genai-prices": "g", "litellm": "l", OPENROUTER: "o"}
 _UNCOMPARED = ("input_audio", "output_audio", "reasoning")
+_ADDED = ("max_input", "max_output", "request_per_1k_max")  # if not known yet
 
 
 class Changed(NamedTuple):
@@ -193,8 +194,9 @@ class _Work:
         if theirs.next and theirs.next != ours.next:
             days = ", ".join(str(each.start) for each in theirs.next)
             yield Changed(name, "next", None, f"from {days}"), "next", entry["next"]
-        for term in ("max_input", "max_output", "request_per_1k_max"):
-            if getattr(ours, term) is None and (figure := entry.get(term)) is not None:
+        known = ours.max_input, ours.max_output, dict(ours.fees).get("request")
+        for term, present in zip(_ADDED, known, strict=True):
+            if present is None and (figure := entry.get(term)) is not None:
                 yield Changed(name, term, None, str(figure)), term, figure
 
 
