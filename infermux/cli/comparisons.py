@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from datetime import date, timedelta
-from itertools import groupby
 
 import click
 
@@ -61,25 +60,15 @@ def _ours(
 
     Days are compared as a whole; those of another zone than UTC may have 23 or 25 hours.
     """
-    first, last = bill.days
-    edges = zip(span, (midnight(first), midnight(last) + DAY), strict=True)
+    first, last = map(midnight, bill.days)
+    edges = zip(span, (first, last + DAY), strict=True)
     since, until = (math.ceil((whole if at is None else at) / DAY) for at, whole in edges)
     days = [date(1970, 1, 1) + timedelta(n) for n in range(max(0, since), min(until, _LAST_DAY))]
     totals = list[Total]()
-    for zone, run in groupby(days, bill.zone):
-        first, last = (listed := list(run))[0], listed[-1]
-        end = last + timedelta(1)
-        found = ledger.totals(
-            *("day", "served", "provider"),
-            since=midnight(first, zone),
-            until=midnight(end, bill.zone(end)),
-            caller=caller,
-            zone=zone,
-        )
-        # the 25th hour is of another day in this zone
-        totals += [
-            each._replace(key=(min(each.key[0], f"{last}"), *each.key[1:])) for each in found
-        ]
+    for day in days:
+        start, end = (midnight(each, bill.zone(each)) for each in (day, day + timedelta(1)))
+        found = ledger.totals("served", "provider", since=start, until=end, caller=caller)
+        totals += [total._replace(key=(f"{day}", *total.key)) for total in found]
     known = {total.key[2] for total in totals}
     if not providers:  # OpenAI's bill has no calls to Anthropic
         providers = tuple(name for name in known if bill.may_be_of(name))

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError, shown
+from .price import Price
 from .table import MAX_ID, Entry
 from .tariff import plain
 
@@ -65,7 +66,6 @@ _OPENROUTER = {
     "audio": "input_audio",
     "audio_output": "output_audio",
 }
-_HOURS = ("utc_start", "utc_end")  # of OpenRouter's overrides
 _SERVICES = ("flex", "priority")
 _LITELLM_KEY = re.compile(
     rf"({'|'.join(_LITELLM)})(?:_above_(\d{{1,6}})k_tokens)?(?:_({'|'.join(_SERVICES)}))?",
@@ -82,8 +82,8 @@ class Skipped(ValueError):
 
 
 class Listed(NamedTuple):
-    vendor: str
     entry: Entry
+    price: Price
     by_hour: bool = False  # whether the table also has prices of certain hours, which are not here
 
 
@@ -114,7 +114,8 @@ class PublicTable:
 
     def add(self, vendor: str, model: str, entry: Entry, *, by_hour: bool = False) -> None:
         if 0 < len(model) <= MAX_ID:
-            self.listed.append(Listed(vendor, {"id": model.lower(), **entry}, by_hour))
+            listed = {"id": model.lower(), **entry}
+            self.listed.append(Listed(listed, Price.from_entry(vendor, listed), by_hour))
         else:
             self.skip("the name of the model is empty or too long", f"{vendor}/{model[:40]}")
 
@@ -129,25 +130,16 @@ def read(data: bytes, today: date) -> PublicTable:
     except (ValueError, RecursionError):
         stored = _module(data)
     found = _of_any_kind(stored, today)
-    if found is None:
-        raise ConfigError(
-            "the file is neither litellm's price table, nor that of genai-prices, "
-            "nor OpenRouter's list of models"
-        )
     if not found.listed and found.skipped.keys() == {UNREAD}:
         raise ConfigError("the price table cannot be read")
     return found
 
 
 def _json(data: bytes) -> Any:
-    return json.loads(data, parse_float=Decimal, parse_constant=_refuse)
+    return json.loads(data, parse_float=Decimal, parse_constant=int)  # NaN is a ValueError
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _of_any_kind(stored: Any, today: date) -> PublicTable | None:
+def _of_any_kind(stored: Any, today: date) -> PublicTable:
     named = stored if isinstance(stored, dict) else {}
     providers, models = named.get("providers", stored), named.get("data", ())
     if _any_has("litellm_provider", list(named.values())):
@@ -158,7 +150,10 @@ def _of_any_kind(stored: Any, today: date) -> PublicTable | None:
         )
     if _any_has("pricing", models):
         return _taken(OPENROUTER, _openrouter, ((_id(each), each) for each in models))
-    return None
+    raise ConfigError(
+        "the file is neither litellm's price table, nor that of genai-prices, "
+        "nor OpenRouter's list of models"
+    )
 
 
 def _taken(
@@ -191,10 +186,7 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
         raise Skipped("not a model for text")
     rates = _litellm_rates(entry, "")
     for each in entry.get("tiered_pricing") or ():  # prices by ranges of input tokens
-        tier = rates.setdefault(int(each["range"][0]), {})
-        for key, name in _LITELLM.items():
-            if each.get(key) is not None:
-                tier[name] = _figure(each[key], _MILLION)
+        rates.setdefault(int(each["range"][0]), {}).update(_rates(each, _LITELLM))
     found = _entry(rates, _figure(entry.get("input_cost_per_request") or 0, 1000))
     if mode == "embedding" and found.get("output") == "0":
         del found["output"]
@@ -262,27 +254,18 @@ def _genai_model(
 
 def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any], bool]:
     listed = prices if isinstance(prices, list) else [{"prices": prices}]
-    dated = [(_start(each.get("constraint")), each) for each in listed]
-    begun = [each for start, each in dated if start is None or start <= today]
-    timed = [
-        each for each in begun if (limit := each.get("constraint")) and "start_date" not in limit
-    ]
-    always = [each for each in begun if each not in timed]
-    current = (always[-1] if always else listed[0])["prices"]
+    current, later, by_hour = listed[0]["prices"], list[dict[str, Any]](), False
+    for each in listed:
+        limit = each.get("constraint") or {}
+        start = f"{limit.get('start_date') or ''}"
+        if start and date.fromisoformat(start) > today:
+            later.append({"from": start} | _texts(_genai_rates(each["prices"])[0]))
+        elif limit and not start:
+            by_hour = True
+        else:
+            current = each["prices"]
     found = _entry(_genai_rates(current), _figure(current.get("requests_kcount") or 0))
-    later = [
-        {"from": start.isoformat()} | _texts(_genai_rates(each["prices"])[0])
-        for start, each in dated
-        if start is not None and start > today
-    ]
-    if later:
-        found["next"] = later
-    return found, bool(timed)
-
-
-def _start(constraint: Mapping[str, Any] | None) -> date | None:
-    start = (constraint or {}).get("start_date")
-    return start if start is None or isinstance(start, date) else date.fromisoformat(start)
+    return found | ({"next": later} if later else {}), by_hour
 
 
 def _genai_rates(prices: Mapping[str, Any]) -> dict[int, _Rates]:
@@ -334,23 +317,24 @@ def _literal(node: ast.expr) -> Any:
 
 def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
     prices = model.get("pricing") or {}
-    rates = {0: _openrouter_rates(prices)}
+    rates = {0: _rates(prices, _OPENROUTER)}
     for each in prices.get("overrides") or ():
-        if any(each.get(name) is not None for name in _HOURS):
+        if {each.get("utc_start"), each.get("utc_end")} != {None}:
             raise Skipped(BY_HOUR)
-        rates[int(each["min_prompt_tokens"]) - 1] = _openrouter_rates(each)
+        rates[int(each["min_prompt_tokens"]) - 1] = _rates(each, _OPENROUTER)
     found = _entry(rates, _figure(prices.get("request") or 0, 1000))
     top = model.get("top_provider") or {}
     most = top.get("context_length") or model.get("context_length")
     table.add("openrouter", id, found | _sizes(most, top.get("max_completion_tokens")))
 
 
-def _openrouter_rates(prices: Mapping[str, Any]) -> _Rates:
-    listed = {name: prices.get(key) for key, name in _OPENROUTER.items()}
-    return {name: _figure(each, _MILLION) for name, each in listed.items() if each is not None}
-
-
 # -- figures --
+
+
+def _rates(prices: Mapping[str, Any], names: Mapping[str, str]) -> _Rates:
+    """Return the rates that *prices* per token list, by our names."""
+    listed = {name: prices.get(key) for key, name in names.items()}
+    return {name: _figure(each, _MILLION) for name, each in listed.items() if each is not None}
 
 
 def _entry(rates: dict[int, _Rates], request: Decimal) -> dict[str, Any]:

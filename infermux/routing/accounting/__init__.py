@@ -150,7 +150,8 @@ class Accounting:
 
     def lease(self, call: Call) -> float:
         """Return the seconds that a hold lasts if nobody settles it: longer than *call*."""
-        own, stream = 0.0, _stream_seconds(self._targets)
+        timeouts = [getattr(each.provider, "timeouts", None) for each in self._targets.registry]
+        own, stream = 0.0, max([each.total for each in timeouts if each], default=0.0)
         if call.settings is not None:
             own, stream = call.settings.deadline, max(stream, call.settings.longest_stream)
         limit = min(own or self._deadline or call.patience or self._longest, MAX_CALL)
@@ -203,12 +204,9 @@ class Accounting:
         price = self._targets.price(target)
         if price is None:
             return None
-        provider = self._targets.registry.member(target.provider).provider
-
-        def other(model: str) -> Price | None:
-            return self._targets.price(Target(target.provider, model))
-
-        return worst_case(provider, request, price, size, other)
+        name, priced = target.provider, self._targets.price
+        provider = self._targets.registry.member(name).provider
+        return worst_case(provider, request, price, size, lambda model: priced(Target(name, model)))
 
     def _warn(self, budget: Budget, now: float) -> None:
         assert self.ledger is not None
@@ -402,12 +400,6 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     if without is None or real is None:
         return None
     return max(-MAX_PICO, min(without - real, MAX_PICO))
-
-
-def _stream_seconds(targets: TargetPool) -> float:
-    """Return the most seconds that a stream may last after its first content."""
-    limits = [getattr(each.provider, "timeouts", None) for each in targets.registry]
-    return max((float(limit.total) for limit in limits if limit is not None), default=0.0)
 
 
 def _completed(request: InferRequest, text: str, told: Usage) -> Usage:
