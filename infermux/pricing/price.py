@@ -123,13 +123,14 @@ def cost(
     *,
     at: datetime | None = None,
     service_tier: str | None = None,
+    requests: int = 1,
 ) -> int | None:
     """Return the cost in pico-USD, or None if the price or both token counts are unknown.
 
     *at* defaults to now; a naive time is UTC. The service tier that the vendor reports overrides
     *service_tier*, the requested one. A call that the vendor bills by something whose price is not
     listed has no known cost: a tier, a region, a medium, a fee. If only one count is unknown, it
-    costs nothing.
+    costs nothing. Of several *requests*, the mean size counts.
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
@@ -151,7 +152,7 @@ def cost(
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if price.since is not None and moment.date() < price.since:
         return None
-    rates = price.rates_for(sum(counts[:4]), at=moment, service=service)
+    rates = price.rates_for(sum(counts[:4]) // requests, at=moment, service=service)
     fees, factor, total = _fees(usage, price), _geo(usage, price), Decimal(0)
     if fees is None or factor is None:
         return None

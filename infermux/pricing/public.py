@@ -344,7 +344,7 @@ def _entry(rates: dict[int, _Rates], request: Decimal) -> dict[str, Any]:
     does not list costs what it does at the size before. *request* is per 1,000.
     """
     smallest = min((over for over, found in rates.items() if "input" in found), default=0)
-    base = rates.get(0) or rates.get(smallest, {})
+    base = rates[0] or rates[smallest]
     if "input" not in base:
         raise Skipped("without a price of input tokens")
     found: dict[str, Any] = {}

@@ -33,20 +33,23 @@ class Charge(NamedTuple):
 class Bill:
     """The costs in a vendor's export; `unread` has a message for each line that was not read."""
 
-    vendor: str = ""  # "openai", "anthropic" and so on, if the columns show it
+    # names that a provider of the vendor may have in the configuration, if the columns show it
+    vendors: tuple[str, ...] = ()
     usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
     unread: list[str] = field(default_factory=list)
     priced: bool = True  # the export itself has dollars
     title: str = ""  # of the format
-    vendors: tuple[
-        str, ...
-    ] = ()  # names that a provider of the vendor may have in the configuration
     notes: list[str] = field(default_factory=list)  # messages about how the file was read
     kinds: dict[Key, dict[str, Fraction]] = field(default_factory=dict)  # parts of usd
     unknown: dict[Key, str] = field(default_factory=dict)  # things without a price
     outside: dict[str, tuple[int, Fraction]] = field(default_factory=dict)  # lines not compared
     empty: set[str] = field(default_factory=set)  # days on the bill without any cost
     offsets: dict[str, timedelta] = field(default_factory=dict)  # by day, from UTC
+
+    @property
+    def vendor(self) -> str:
+        """The vendor, such as "openai", or ""."""
+        return next(iter(self.vendors), "")
 
     @property
     def has_models(self) -> bool:

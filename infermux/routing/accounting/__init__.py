@@ -266,7 +266,7 @@ class Accounting:
             call.settles = None
             return response
         before, attempt.target = attempt.target, Target(attempt.target.provider, response.model)
-        self._charge(call, attempt, response.usage)
+        self._charge(call, attempt, response.usage, response.extra.get("requests", 1))
         budget = call.caller.budget
         if self.ledger is not None and isinstance(budget, Budget):  # `_keep_hold` may have held it
             call.hold = Hold(call.settles[1], budget, 0, call.settles[0] / 1e9)
@@ -320,8 +320,8 @@ class Accounting:
         if call.cost_source == "unpriced" and attempt.cost is not None:
             call.cost_source = ASSUMED
 
-    def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
-        target = attempt.target
+    def _charge(self, call: Call, attempt: Attempt, usage: Usage, requests: int = 1) -> None:
+        target, began = attempt.target, call.settles and call.settles[0] / 1e9
         vendor = self._targets.registry.member(target.provider).vendor
         tokens_in, price = usage.input_tokens or 0, None
         if call.request.passed is not None:
@@ -340,8 +340,9 @@ class Accounting:
             requested=target.model,
             served=attempt.served,
             overrides=self._targets.overrides.get(target.provider, {}),
-            at=datetime.now(UTC),
+            at=datetime.fromtimestamp(began or time.time(), UTC),
             service_tier=usage.service_tier,
+            requests=requests,
             table=self._targets.prices,
         )
         if usage.cached_input_tokens or usage.cache_write_tokens:
