@@ -173,9 +173,9 @@ class LiveKeyring(Keyring):
 
     def _follow(self) -> None:
         with self._lock:
-            if self._seen != _changes[0]:
-                self._seen = _changes[0]
+            if self._seen != (change := _changes[0]):
                 self._read()
+                self._seen = change  # others wait until then
 
     @property
     def callers(self) -> dict[str, Caller]:

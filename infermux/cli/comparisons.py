@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import timedelta, timezone
+import math
+from datetime import date, timedelta
 
 import click
 
 from ..errors import counted, shown
 from ..ledger import Total, reconcile, reports
 from ..ledger.compare import compare
-from ..ledger.periods import midnight
+from ..ledger.periods import DAY, midnight
 from ..ledger.reconcile import Bill, Compared
 from ..ledger.sql import Ledger
 from . import OneLine, contents, csv_text, json_text, table, warn
 from .prices import Known
 
+_LAST_DAY = 84_000  # since 1970, in 2199
 _MAX_PROBLEMS = 20  # unreadable lines of a bill that are named
 
 
@@ -54,14 +56,19 @@ def reconciled(
 def _ours(
     ledger: Ledger, bill: Bill, span: reports.Period, caller: str | None, providers: tuple[str, ...]
 ) -> list[Total]:
-    """Return our totals by day, served model and provider, for the bill's days and vendor."""
-    first, last = bill.days
-    zone = timezone(bill.offset)
-    since = midnight(first, zone) if span.since is None else span.since
-    until = midnight(last + timedelta(1), zone) if span.until is None else span.until
-    totals = ledger.totals(
-        "day", "served", "provider", since=since, until=until, caller=caller, zone=zone
-    )
+    """Return our totals by day, served model and provider, for the bill's days and vendor.
+
+    Days are compared as a whole; those of another zone than UTC may have 23 or 25 hours.
+    """
+    first, last = map(midnight, bill.days)
+    edges = zip(span, (first, last + DAY), strict=True)
+    since, until = (math.ceil((whole if at is None else at) / DAY) for at, whole in edges)
+    days = [date(1970, 1, 1) + timedelta(n) for n in range(max(0, since), min(until, _LAST_DAY))]
+    totals = list[Total]()
+    for day in days:
+        start, end = (midnight(each, bill.zone(each)) for each in (day, day + timedelta(1)))
+        found = ledger.totals("served", "provider", since=start, until=end, caller=caller)
+        totals += [total._replace(key=(f"{day}", *total.key)) for total in found]
     known = {total.key[2] for total in totals}
     if not providers:  # OpenAI's bill has no calls to Anthropic
         providers = tuple(name for name in known if bill.may_be_of(name))

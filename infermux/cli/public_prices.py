@@ -182,13 +182,9 @@ def _replace(path: Path, text: str) -> None:
 def _accepted(file: str) -> list[compare.Difference]:
     try:
         return [
-            compare.Difference(
-                row["model"],
-                row["figure"],
-                None if row["ours"] is None else Decimal(row["ours"]),
-                Decimal(row["theirs"]),
-            )
+            compare.Difference(model, figure, ours and Decimal(ours), Decimal(theirs))
             for row in json.loads(contents(file, file))["accepted"]
+            for model, figure, ours, theirs in [map(row.__getitem__, compare.Difference._fields)]
         ]
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         raise OneLine(f"{file} has no accepted differences: --accept writes such a file") from None

@@ -141,21 +141,6 @@ def lost_record(hold: Hold) -> Record:
     tokens = (None,) * 6
     call = CallRow(*names, "", LOST, LOST, *tokens, hold.pico, "assumed", 1, 0, None, 1, 0)
     call = call._replace(assumed=hold.pico, end_user=user)
-    attempt = AttemptRow(
-        at_ns,
-        hold.call_id,
-        0,
-        provider,
-        model,
-        model,
-        0,
-        None,
-        None,
-        *tokens,
-        hold.pico,
-        0,
-        LOST,
-        1,
-        assumed=1,
-    )
+    place = (at_ns, hold.call_id, 0, provider, model, model)
+    attempt = AttemptRow(*place, 0, None, None, *tokens, hold.pico, 0, LOST, 1, assumed=1)
     return Record(call, (attempt,))

@@ -101,16 +101,15 @@ def words(rows: Sequence[Compared], bill: Bill) -> list[str]:
         if None not in (row.ours, row.theirs) and not (row.agrees or row.unpriced)
     ]
     unpriced = [row for row in rows if row.unpriced]
-    found = []
-    if theirs:
-        found.append(f"in the bill and not in the ledger: {_sum(theirs)}")
-    if ours:
-        found.append(f"in the ledger and not in the bill: {_sum(ours)}")
-    if both:
-        found.append(f"in both, but different (ledger minus bill): {_sum(both)}")
+    named = {
+        "in the bill and not in the ledger": theirs,
+        "in the ledger and not in the bill": ours,
+        "in both, but different (ledger minus bill)": both,
+    }
+    found = [f"{what}: {_sum(rows)}" for what, rows in named.items() if rows]
     if unpriced:
         found.append(f"without a price, so not compared: {_sum(unpriced, told=False)}")
-    if not (theirs or ours or both or unpriced):
+    if not found:
         found.append("what is in the bill is in the ledger, and the reverse")
     found += [f"part of the bill: {kind}, {usd(pico)} USD" for kind, pico in _kinds(bill)]
     if bill.outside:

@@ -234,8 +234,8 @@ def day_rows(ask: Ask, since: int, until: int) -> list[list[tuple[Any, ...]]]:
     found = [
         ask(*queries.totals(names, since, until, None, UTC, every=True)) for names in KINDS[2:]
     ]
-    coarse = [_coarser(KINDS[2], KINDS[0], found[0]), _coarser(KINDS[3], KINDS[1], found[1])]
-    return [*coarse, *found]
+    coarse = [_coarser(KINDS[n + 2], KINDS[n], rows) for n, rows in enumerate(found)]
+    return coarse + found
 
 
 def _coarser(

@@ -52,6 +52,7 @@ def charge(
     overrides: Mapping[str, Price] | None = None,
     at: datetime | None = None,
     service_tier: str | None = None,
+    requests: int = 1,
     table: PriceTable | None = None,
 ) -> Charge:
     """Return the cost that the vendor reports, else that of the served or of the requested model.
@@ -69,7 +70,7 @@ def charge(
         own = prices.override(provider, model, overrides) if model and overrides else None
         price = own or (prices.find(provider, model) if model else None)
         if price is not None:
-            costs = [cost(usage, price, at=at, service_tier=service_tier)]
+            costs = [cost(usage, price, at=at, service_tier=service_tier, requests=requests)]
             for name, more in usage.others:
                 other = prices.override(provider, name, overrides or {})
                 costs.append(cost(more, other or prices.find(provider, name), at=at))

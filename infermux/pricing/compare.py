@@ -55,18 +55,18 @@ def check(data: bytes, today: date, table: PriceTable | None = None) -> Check:
     Raise ConfigError if it is invalid.
     """
     ours, found = table or shipped(), public.read(data, today)
-    compared, unknown = 0, []
+    unknown = []
     seen: dict[tuple[object, ...], Difference] = {}
     for listed in found.listed:
-        theirs = Price.from_entry(listed.vendor, listed.entry)
+        theirs = listed.price
         price = ours.find(theirs.provider, theirs.id)
         if price is None:
             unknown.append(f"{theirs.provider}/{theirs.id}")
             continue
-        compared += 1
         for difference in differences(price, theirs, today):
             # once for all ids of one price
             seen.setdefault((price.provider, price.id, *difference[1:]), difference)
+    compared = len(found.listed) - len(unknown)
     return Check(found.source, compared, list(seen.values()), sorted(set(unknown)))
 
 

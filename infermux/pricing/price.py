@@ -52,7 +52,6 @@ class Price:
     next: tuple[Scheduled, ...] = ()  # by rising `start`
     since: date | None = None  # the price is unknown before this UTC day
     service: tuple[Service, ...] = ()
-    request_per_1k_max: Decimal | None = None  # USD per 1,000 requests, at most
     # USD per 1,000 of what is billed by number: "request", "web_search", "grounded" (an answer
     # that searched, however often), …
     fees: tuple[tuple[str, Decimal], ...] = ()
@@ -72,7 +71,9 @@ class Price:
     units: _Units | None = field(init=False, compare=False, repr=False)  # see `_units`
 
     def __post_init__(self) -> None:
-        varies = self.tiers or self.peak or self.next or self.since or self.per_request
+        varies = (
+            self.tiers or self.peak or self.next or self.since or dict(self.fees).get("request")
+        )
         apart = self.rates.reasoning is not None
         object.__setattr__(self, "units", None if varies or apart else _units(self.rates))
 
@@ -108,11 +109,6 @@ class Price:
         check_keys(stated, TERMS, place)
         return cls(provider, id, **terms(stated, place))
 
-    @property
-    def per_request(self) -> Decimal:
-        """USD per 1,000 requests."""
-        return dict(self.fees).get("request", self.request_per_1k_max or Decimal(0))
-
     def rates_for(self, tokens: int, *, at: datetime, service: Service) -> Tariff:
         """Return the rates for *tokens* input tokens at the UTC time *at*, without the factor."""
         over = [change.rates for change in self.next if change.start <= at.date()][-1:]
@@ -127,13 +123,14 @@ def cost(
     *,
     at: datetime | None = None,
     service_tier: str | None = None,
+    requests: int = 1,
 ) -> int | None:
     """Return the cost in pico-USD, or None if the price or both token counts are unknown.
 
     *at* defaults to now; a naive time is UTC. The service tier that the vendor reports overrides
     *service_tier*, the requested one. A call that the vendor bills by something whose price is not
     listed has no known cost: a tier, a region, a medium, a fee. If only one count is unknown, it
-    costs nothing.
+    costs nothing. Of several *requests*, the mean size counts.
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
@@ -155,7 +152,7 @@ def cost(
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if price.since is not None and moment.date() < price.since:
         return None
-    rates = price.rates_for(sum(counts[:4]), at=moment, service=service)
+    rates = price.rates_for(sum(counts[:4]) // requests, at=moment, service=service)
     fees, factor, total = _fees(usage, price), _geo(usage, price), Decimal(0)
     if fees is None or factor is None:
         return None
@@ -235,7 +232,8 @@ def _classes(
 
 def _fees(usage: Usage, price: Price) -> Decimal | None:
     """Return what is billed by number, in millionths of a dollar; None if a fee is not listed."""
-    listed, total = dict(price.fees), price.per_request
+    listed = dict(price.fees)
+    total = listed.get("request", Decimal(0))
     for name, number in usage.fees:
         if name == "web_search" and name not in listed and "grounded" in listed:
             name, number = "grounded", min(number, 1)

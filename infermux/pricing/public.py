@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError, shown
+from .price import Price
 from .table import MAX_ID, Entry
 from .tariff import plain
 
@@ -60,8 +61,10 @@ _OPENROUTER = {
     "completion": "output",
     "input_cache_read": "cached_input",
     "input_cache_write": "cache_write",
+    "input_cache_write_1h": "cache_write_1h",
     "internal_reasoning": "reasoning",
     "audio": "input_audio",
+    "audio_output": "output_audio",
 }
 _SERVICES = ("flex", "priority")
 _LITELLM_KEY = re.compile(
@@ -69,6 +72,7 @@ _LITELLM_KEY = re.compile(
     re.ASCII,
 )
 UNREAD, _NO_PRESET = "a figure is not a price", "of a vendor without a preset"
+BY_HOUR = "has prices of certain hours, which are not read"
 _MODES = ("chat", "completion", "responses", "embedding")
 _Rates = dict[str, Decimal]
 
@@ -78,8 +82,8 @@ class Skipped(ValueError):
 
 
 class Listed(NamedTuple):
-    vendor: str
     entry: Entry
+    price: Price
     by_hour: bool = False  # whether the table also has prices of certain hours, which are not here
 
 
@@ -110,7 +114,8 @@ class PublicTable:
 
     def add(self, vendor: str, model: str, entry: Entry, *, by_hour: bool = False) -> None:
         if 0 < len(model) <= MAX_ID:
-            self.listed.append(Listed(vendor, {"id": model.lower(), **entry}, by_hour))
+            listed = {"id": model.lower(), **entry}
+            self.listed.append(Listed(listed, Price.from_entry(vendor, listed), by_hour))
         else:
             self.skip("the name of the model is empty or too long", f"{vendor}/{model[:40]}")
 
@@ -125,25 +130,16 @@ def read(data: bytes, today: date) -> PublicTable:
     except (ValueError, RecursionError):
         stored = _module(data)
     found = _of_any_kind(stored, today)
-    if found is None:
-        raise ConfigError(
-            "the file is neither litellm's price table, nor that of genai-prices, "
-            "nor OpenRouter's list of models"
-        )
     if not found.listed and found.skipped.keys() == {UNREAD}:
         raise ConfigError("the price table cannot be read")
     return found
 
 
 def _json(data: bytes) -> Any:
-    return json.loads(data, parse_float=Decimal, parse_constant=_refuse)
+    return json.loads(data, parse_float=Decimal, parse_constant=int)  # NaN is a ValueError
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _of_any_kind(stored: Any, today: date) -> PublicTable | None:
+def _of_any_kind(stored: Any, today: date) -> PublicTable:
     named = stored if isinstance(stored, dict) else {}
     providers, models = named.get("providers", stored), named.get("data", ())
     if _any_has("litellm_provider", list(named.values())):
@@ -154,7 +150,10 @@ def _of_any_kind(stored: Any, today: date) -> PublicTable | None:
         )
     if _any_has("pricing", models):
         return _taken(OPENROUTER, _openrouter, ((_id(each), each) for each in models))
-    return None
+    raise ConfigError(
+        "the file is neither litellm's price table, nor that of genai-prices, "
+        "nor OpenRouter's list of models"
+    )
 
 
 def _taken(
@@ -187,11 +186,8 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
         raise Skipped("not a model for text")
     rates = _litellm_rates(entry, "")
     for each in entry.get("tiered_pricing") or ():  # prices by ranges of input tokens
-        tier = rates.setdefault(int(each["range"][0]), {})
-        for key, name in _LITELLM.items():
-            if each.get(key) is not None:
-                tier[name] = _figure(each[key], _MILLION)
-    found = _entry(rates)
+        rates.setdefault(int(each["range"][0]), {}).update(_rates(each, _LITELLM))
+    found = _entry(rates, _figure(entry.get("input_cost_per_request") or 0, 1000))
     if mode == "embedding" and found.get("output") == "0":
         del found["output"]
     services = {name: offer for name in _SERVICES if (offer := _service(rates, entry, name))}
@@ -214,7 +210,10 @@ def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
 def _service(
     standard: dict[int, _Rates], entry: Mapping[str, Any], name: str
 ) -> str | dict[str, str] | None:
-    """Return a service tier: a factor if all of its figures have the same one, else figures."""
+    """Return a service tier: a factor if all of its figures have the same one, else figures.
+
+    Figures that differ by size, too, are left out: the call is then unpriced, not cheap.
+    """
     try:
         offer = _litellm_rates(entry, name)
     except (TypeError, ArithmeticError, ValueError):
@@ -229,7 +228,7 @@ def _service(
     factor = factors.pop() if len(factors) == 1 else None
     if factor is not None and round(factor, 6) == factor:
         return plain(factor)
-    return _texts(offer[0])
+    return _texts(offer[0]) if len(standard.keys() | offer) == 1 else None
 
 
 # -- genai-prices --
@@ -255,26 +254,18 @@ def _genai_model(
 
 def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any], bool]:
     listed = prices if isinstance(prices, list) else [{"prices": prices}]
-    dated = [(_start(each.get("constraint")), each) for each in listed]
-    begun = [each for start, each in dated if start is None or start <= today]
-    timed = [
-        each for each in begun if (limit := each.get("constraint")) and "start_date" not in limit
-    ]
-    always = [each for each in begun if each not in timed]
-    found = _entry(_genai_rates((always[-1] if always else listed[0])["prices"]))
-    later = [
-        {"from": start.isoformat()} | _texts(_genai_rates(each["prices"])[0])
-        for start, each in dated
-        if start is not None and start > today
-    ]
-    if later:
-        found["next"] = later
-    return found, bool(timed)
-
-
-def _start(constraint: Mapping[str, Any] | None) -> date | None:
-    start = (constraint or {}).get("start_date")
-    return start if start is None or isinstance(start, date) else date.fromisoformat(start)
+    current, later, by_hour = listed[0]["prices"], list[dict[str, Any]](), False
+    for each in listed:
+        limit = each.get("constraint") or {}
+        start = f"{limit.get('start_date') or ''}"
+        if start and date.fromisoformat(start) > today:
+            later.append({"from": start} | _texts(_genai_rates(each["prices"])[0]))
+        elif limit and not start:
+            by_hour = True
+        else:
+            current = each["prices"]
+    found = _entry(_genai_rates(current), _figure(current.get("requests_kcount") or 0))
+    return found | ({"next": later} if later else {}), by_hour
 
 
 def _genai_rates(prices: Mapping[str, Any]) -> dict[int, _Rates]:
@@ -326,15 +317,12 @@ def _literal(node: ast.expr) -> Any:
 
 def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
     prices = model.get("pricing") or {}
-    rates = {
-        name: _figure(prices[key], _MILLION)
-        for key, name in _OPENROUTER.items()
-        if prices.get(key) is not None
-    }
-    request = _figure(prices.get("request") or 0, 1000)
-    found = _entry({0: rates})
-    if request:
-        found["request_per_1k_max"] = plain(request)
+    rates = {0: _rates(prices, _OPENROUTER)}
+    for each in prices.get("overrides") or ():
+        if {each.get("utc_start"), each.get("utc_end")} != {None}:
+            raise Skipped(BY_HOUR)
+        rates[int(each["min_prompt_tokens"]) - 1] = _rates(each, _OPENROUTER)
+    found = _entry(rates, _figure(prices.get("request") or 0, 1000))
     top = model.get("top_provider") or {}
     most = top.get("context_length") or model.get("context_length")
     table.add("openrouter", id, found | _sizes(most, top.get("max_completion_tokens")))
@@ -343,29 +331,40 @@ def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
 # -- figures --
 
 
-def _entry(rates: dict[int, _Rates]) -> dict[str, Any]:
+def _rates(prices: Mapping[str, Any], names: Mapping[str, str]) -> _Rates:
+    """Return the rates that *prices* per token list, by our names."""
+    listed = {name: prices.get(key) for key, name in names.items()}
+    return {name: _figure(each, _MILLION) for name, each in listed.items() if each is not None}
+
+
+def _entry(rates: dict[int, _Rates], request: Decimal) -> dict[str, Any]:
     """Return an entry of prices by size; raise Skipped if the one of input is not known.
 
-    A rate of 0 beside input that costs something means that the table does not know it.
+    A rate of 0 beside input that costs something means that the table does not know it. What a size
+    does not list costs what it does at the size before. *request* is per 1,000.
     """
     smallest = min((over for over, found in rates.items() if "input" in found), default=0)
-    base = rates.get(0) or rates.get(smallest, {})
+    base = rates[0] or rates[smallest]
     if "input" not in base:
         raise Skipped("without a price of input tokens")
-    known = {
-        over: {
+    found: dict[str, Any] = {}
+    tiers, larger = [], _Rates()
+    for over, listed in sorted(rates.items()):
+        known = {
             name: rate
-            for name, rate in found.items()
+            for name, rate in listed.items()
             if rate or not base["input"] or name in ("input", "output")
         }
-        for over, found in rates.items()
-    }
-    tiers = [
-        {"over": over} | _texts(found)
-        for over, found in sorted(known.items())
-        if found and over > 0 and rates[over] is not base
-    ]
-    return _texts(known.get(0) or known[smallest]) | ({"tiers": tiers} if tiers else {})
+        if listed is base:
+            found = _texts(known)
+        elif known and over > 0:
+            larger |= known
+            tiers.append({"over": over} | _texts(larger))
+    if tiers:
+        found["tiers"] = tiers
+    if request:
+        found["request_per_1k_max"] = plain(request)
+    return found
 
 
 def _figure(value: object, times: int = 1) -> Decimal:

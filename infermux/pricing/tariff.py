@@ -120,6 +120,8 @@ def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
     for key, read in _READ.items():
         if key in entry:
             found[key] = read(entry[key], f"{place}.{key}")
+    if (request := found.pop("request_per_1k_max", None)) is not None:
+        found["fees"] = tuple(({"request": request} | dict(found.get("fees", ()))).items())
     return found
 
 

@@ -110,8 +110,7 @@ def _prompt(value: object) -> int:
     if isinstance(value, str):
         return estimate(value)
     if isinstance(value, list):
-        numbers = sum([type(each) is int for each in value])
-        return numbers + sum([_prompt(each) for each in value if type(each) is not int])
+        return sum([1 if type(each) is int else _prompt(each) for each in value])
     texts: list[str] = []
     return _add_part(value, texts) + sum(map(estimate, texts))
 

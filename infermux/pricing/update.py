@@ -8,23 +8,24 @@ free, one that is no price per token, a price of certain hours.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from itertools import chain
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError
 from ..types import JSON
 from .compare import Difference, differences
 from .price import Price
-from .public import OPENROUTER, UNREAD, Listed, PublicTable, Skipped
+from .public import BY_HOUR, OPENROUTER, Listed, PublicTable, Skipped
 from .table import FREE, Entry, PriceTable
 from .tariff import TERMS, Service, Tariff, figure_text, figures
 
 MAX_RATE = 100_000  # USD per million tokens; more is not a price per token
 LETTERS = {"genai-prices": "g", "litellm": "l", OPENROUTER: "o"}
 _UNCOMPARED = ("input_audio", "output_audio", "reasoning")
+_ADDED = ("max_input", "max_output", "request_per_1k_max")  # if not known yet
 
 
 class Changed(NamedTuple):
@@ -58,42 +59,35 @@ def update(
     Differences that are *accepted* are left as they are.
     """
     work = _Work(present, found.source, day, accepted)
-    own, skipped = present.own, dict(found.skipped)
+    own, read = present.own, found.read
     models = {vendor: list(listed) for vendor, listed in own.models.items()} if own else {}
-    about = {"src": LETTERS[found.source], "as_of": day.isoformat()}
+    letter, today = LETTERS[found.source], day.isoformat()
     seen, same = set[tuple[str, str]](), 0
     for listed in found.listed:
-        key = listed.vendor, listed.entry["id"]
+        vendor, id = listed.price.provider, listed.price.id
         try:
-            if key in seen:
+            if (vendor, id) in seen:
                 raise Skipped("named twice")
-            seen.add(key)
+            seen.add((vendor, id))
             terms = work.terms(listed)
         except Skipped as why:
-            skipped[str(why)] = [*skipped.get(str(why), ()), "/".join(key)]
+            found.skip(str(why), f"{vendor}/{id}")
             continue
         if terms:
-            _put(models.setdefault(listed.vendor, []), {"id": key[1], **terms, **about})
+            entry = {"id": id, **terms, "src": letter, "as_of": today}
+            _put(models.setdefault(vendor, []), entry)
         else:
             same += 1
-    table = _table(models, day, own.sources if own else {})
-    kept = list(dict.fromkeys(work.kept))
-    return Update(found.source, found.read, same, work.new, work.changed, kept, skipped, table)
-
-
-def _table(models: Mapping[str, Sequence[Entry]], day: date, sources: Mapping[str, str]) -> JSON:
-    used = {
-        letter for listed in models.values() for each in listed for letter in each.get("src", "")
-    }
-    known = {letter: name for name, letter in LETTERS.items() if letter in used}
-    return {
+    table = {
         "version": 1,
-        "as_of": day.isoformat(),
+        "as_of": today,
         "currency": "USD",
         "unit": "per 1,000,000 tokens",
-        "sources": {**sources, **known},
+        "sources": {**(own.sources if own else {}), letter: found.source},
         "models": dict(sorted(models.items())),
     }
+    kept = list(dict.fromkeys(work.kept))
+    return Update(found.source, read, same, work.new, work.changed, kept, found.skipped, table)
 
 
 def written(table: Mapping[str, Any]) -> str:
@@ -134,13 +128,10 @@ class _Work:
 
     def terms(self, listed: Listed) -> JSON:
         """Return the terms of a model that are new or differ; raise Skipped."""
-        try:
-            theirs = Price.from_entry(listed.vendor, listed.entry)
-        except ConfigError:
-            raise Skipped(UNREAD) from None
+        theirs = listed.price
         ours = self.present.find(theirs.provider, theirs.id)
         if listed.by_hour:
-            raise Skipped("has prices of certain hours, which are not read")
+            raise Skipped(BY_HOUR)
         self._check(ours, theirs)
         if ours is None:
             self.new.append(f"{theirs.provider}/{theirs.id}")
@@ -154,8 +145,8 @@ class _Work:
 
     def _check(self, ours: Price | None, theirs: Price) -> None:
         """Raise Skipped if the public table's price is doubtful."""
-        rates = [rate for each in _all_rates(theirs) for rate in each if rate is not None]
-        if max(rates, default=0) > MAX_RATE:
+        parts: list[Any] = [theirs, *theirs.tiers, *theirs.next, *theirs.service]
+        if max(filter(None, chain(*[each.rates for each in parts])), default=0) > MAX_RATE:
             raise Skipped("a price is too high to be one per token")
         is_free = not theirs.rates.input and not theirs.rates.output
         if is_free and ours is None and self.source != OPENROUTER:
@@ -193,9 +184,10 @@ class _Work:
         if theirs.next and theirs.next != ours.next:
             days = ", ".join(str(each.start) for each in theirs.next)
             yield Changed(name, "next", None, f"from {days}"), "next", entry["next"]
-        for size in ("max_input", "max_output"):
-            if getattr(ours, size) is None and (limit := getattr(theirs, size)) is not None:
-                yield Changed(name, size, None, str(limit)), size, limit
+        known = ours.max_input, ours.max_output, dict(ours.fees).get("request")
+        for term, present in zip(_ADDED, known, strict=True):
+            if present is None and (figure := entry.get(term)) is not None:
+                yield Changed(name, term, None, str(figure)), term, figure
 
 
 def _tiers(ours: Price, theirs: Price) -> list[JSON]:
@@ -212,14 +204,6 @@ def _rates(price: Price, service: Service) -> list[Decimal | None]:
     return [rate and rate * service.factor for rate in rates[:2]]
 
 
-def _all_rates(price: Price) -> Iterator[Tariff]:
-    yield price.rates
-    yield from (tier.rates for tier in price.tiers)
-    yield from (change.rates for change in price.next)
-    yield from (service.rates for service in price.service)
-
-
 def _said(service: Service) -> str:
-    if service.rates == Tariff():
-        return f"times {figure_text(service.factor)}"
-    return " ".join(f"{name} {rate}" for name, rate in figures(service.rates).items())
+    listed = [f"{name} {rate}" for name, rate in figures(service.rates).items()]
+    return " ".join(listed) or f"times {figure_text(service.factor)}"

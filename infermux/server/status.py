@@ -224,8 +224,7 @@ def budgets(router: Router, *, mirrors: bool = True, former: bool = False) -> li
         for budget in caller.budget.all
     }
     if mirrors and (mirror := mirror_of(router)) is not None:
-        own = [rule.budget for rule in mirror.rules.values() if rule.budget is not None]
-        found |= {budget.owner: budget for budget in own}
+        found |= {each.budget.owner: each.budget for each in mirror.rules.values() if each.budget}
     if router.ledger is None or not found:
         return []
     ordered = sorted(found.values(), key=lambda budget: bool(budget.members))

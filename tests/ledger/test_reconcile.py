@@ -8,8 +8,10 @@ import io
 import json
 import random
 import re
+from datetime import datetime, time
 from fractions import Fraction
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from books import DAY, HOSTILE, NOON, call, keep
@@ -878,6 +880,28 @@ def test_days_of_another_zone_are_compared_as_such(tmp_path: Path) -> None:
         ["2026-11-24", "deepseek-v4-pro", "0.1", "0.1", "0", "ok"],
     ]
     assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("month", ["03", "11"])
+@pytest.mark.parametrize(
+    "span", [(), ("--since", "2026-{}-01T10:00", "--until", "2026-{}-12T10:00")]
+)
+def test_each_day_of_a_bill_is_compared_as_a_whole_also_one_of_23_or_25_hours(
+    month: str, span: tuple[str, ...], tmp_path: Path
+) -> None:
+    zone = ZoneInfo("America/Los_Angeles")
+    first = datetime(2026, int(month), 1, tzinfo=zone).timestamp()
+    starts = [first + n * 3600 + 1800 for n in range(-2, 12 * 24)]
+    calls = [call(f"{n}", target="openai/gpt-5", cost=DIME, at=at) for n, at in enumerate(starts)]
+    days = [datetime.fromtimestamp(at, zone).date() for at in starts]
+    billed = {day: days.count(day) for day in days if 2 <= day.day <= 12 or not span}
+    bill = "start_time_iso,end_time_iso,amount_value,line_item"
+    for day, count in billed.items():
+        bill += f"\n{datetime.combine(day, time(), zone).isoformat()},,{count / 10},gpt-5"
+    given = [each.format(month) for each in span]
+    result = reconcile(str(keep(tmp_path / "l.db", *calls)), bill, "--tolerance", "0", *given)
+    assert result.exit_code == 0, result.stdout
+    assert [row[0] for row in rows(result)[: len(billed)]] == [str(day) for day in billed]
 
 
 def test_notes_and_problems_are_told_on_the_side(ledger: str) -> None:

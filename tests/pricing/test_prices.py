@@ -597,7 +597,7 @@ def test_an_entry_keeps_its_facts() -> None:
         ("gpt-5-4",),
     )
     assert price.tiers[0].rates.output == Decimal("22.5")
-    assert price_of("perplexity", "sonar").request_per_1k_max == 12
+    assert dict(price_of("perplexity", "sonar").fees)["request"] == 12
 
 
 @pytest.mark.parametrize(

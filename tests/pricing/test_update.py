@@ -201,6 +201,55 @@ def test_openrouters_answer_goes_over_what_follows_a_vendor(home: Path) -> None:
     assert "below 0: 1 (openrouter/auto)" in update(OPENROUTER, "--dry-run").stdout
 
 
+LONG = {"prompt": "0.000002", "completion": "0.000004"}
+PRIORITY = {"litellm_provider": "openai", "input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06,
+            "input_cost_per_token_priority": 3e-06, "output_cost_per_token_priority": 4e-06}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("table", "model", "expected"),
+    [
+        # a later override holds for what it lists, and an earlier one for the rest
+        ({"data": [{"id": "acme/long", "pricing": {
+            "prompt": "0.000001", "completion": "0.000003", "audio_output": "0.00001", "input_cache_write_1h": "0.000002",
+            "overrides": [{"min_prompt_tokens": 200_000, **LONG}, {"min_prompt_tokens": 256_000, "prompt": "0.000005"}]}}]},
+         "openrouter/acme/long", {"input": "1", "output": "3", "output_audio": "10", "cache_write_1h": "2", "tiers": [
+             {"over": 199_999, "input": "2", "output": "4"}, {"over": 255_999, "input": "5", "output": "4"}]}),
+        ([{"id": "perplexity", "models": [{"id": "sonar-99", "prices": {
+            "input_mtok": {"base": 1, "tiers": [{"start": 9000, "price": 2}, {"start": 1000, "price": 3}]},
+            "output_mtok": {"base": 5, "tiers": [{"start": 1000, "price": 6}]}, "requests_kcount": 12}}]}],
+         "perplexity/sonar-99", {"input": "1", "request_per_1k_max": "12", "tiers": [
+             {"over": 1000, "input": "3", "output": "6"}, {"over": 9000, "input": "2", "output": "6"}]}),
+        ({"gpt-98": PRIORITY | {"input_cost_per_request": 0.004}},
+         "openai/gpt-98", {"service": {"priority": {"input": "3", "output": "4"}}, "request_per_1k_max": "4"}),
+        # of figures that differ by size, too, a call at this tier is unpriced
+        ({"gpt-98": PRIORITY | {"input_cost_per_token_above_200k_tokens": 2e-06}},
+         "openai/gpt-98", {"tiers": [{"over": 200_000, "input": "2"}], "service": None}),
+    ],
+)  # fmt: skip
+def test_sizes_fees_and_tiers_of_a_public_table_make_no_call_cheap(
+    table: Any, model: str, expected: dict[str, Any], home: Path
+) -> None:
+    assert update(table).exit_code == 0
+    vendor, _, id = model.partition("/")
+    (entry,) = json.loads((home / "prices.json").read_text())["models"][vendor]
+    assert entry["id"] == id and {key: entry.get(key) for key in expected} == expected
+    use(home / "prices.json")
+    assert shown(model)["input"] == entry["input"]
+
+
+def test_a_fee_per_request_that_is_not_known_is_added_and_prices_by_the_hour_are_not(
+    home: Path,
+) -> None:
+    flat = {"prompt": "0.0000025", "completion": "0.000015"}
+    hours = flat | {"overrides": [{"utc_start": "08:00", "utc_end": "16:00", **LONG}]}
+    listed = [("openai/gpt-5.4", flat | {"request": "0.01"}), ("acme/day", hours)]
+    result = update({"data": [{"id": id, "pricing": pricing} for id, pricing in listed]})
+    assert "skipped, has prices of certain hours, which are not read: 1 (acme/day)" in result.stdout
+    (entry,) = json.loads((home / "prices.json").read_text())["models"]["openrouter"]
+    assert entry["request_per_1k_max"] == "10" and "input" not in entry
+
+
 @pytest.mark.parametrize("more", [{}, {"request": "0.001"}])
 def test_what_only_its_name_says_to_be_free_gets_a_whole_entry(more: Any, home: Path) -> None:
     prices = {"prompt": "0", "completion": "0"} | more

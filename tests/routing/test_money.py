@@ -11,6 +11,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -832,6 +833,28 @@ def test_such_a_file_holds_all_that_is_left_of_a_budget(tmp_path, vendor):
     assert seen == [(0, 15_000 * MICRO)] and budget_of(client) == (PLAIN, 0)
     refused = ask(client, max_tokens=5, **filed(b"%PDF-1.7" + bytes(5000)))
     assert refused.status_code == 402 and "send text" in refused.text and len(seen) == 1
+
+
+@pytest.mark.parametrize(("minutes", "dearer"), [(-5, True), (12, True), (22, True), (120, False)])
+def test_a_price_that_rises_before_a_call_may_have_ended_is_held(
+    minutes: int, dearer: bool, tmp_path, vendor
+):
+    """A first byte may take ten minutes, and a stream ten more."""
+    now = datetime.now(UTC)
+    start = (now.hour * 60 + now.minute + minutes) % 1440
+    spans = [(start, min(start + 30, 1440)), (0, start - 1410)]
+    hours = [
+        f"{a // 60:02}:{a % 60:02}-{b // 60:02}:{b % 60:02}" for a, b in spans[: 1 + (start > 1410)]
+    ]
+    price = f"""
+[providers.second.prices.unknown]
+input = "1"
+output = "10"
+max_output = 100
+peak = {{ utc = {json.dumps(hours)}, output = "1000" }}
+"""
+    found = held(service(tmp_path, vendor, 'usd = "0.0001"', price), model="second/unknown")
+    assert found is not None and (found > 10**11) == dearer
 
 
 def test_a_402_says_what_would_help(tmp_path, vendor):

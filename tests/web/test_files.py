@@ -241,6 +241,32 @@ def test_a_batch_is_billed_once_when_it_has_ended(shared, vendors):
     assert call.at_ns == batch.created_at * 10**9
 
 
+@pytest.mark.parametrize(("completed", "times"), [(10, 1), (1, 2), (None, 2)])
+def test_a_batch_costs_what_requests_of_its_mean_size_did_when_it_began(
+    completed, times, vendors, tmp_path
+):
+    dearer = {"input": "4", "output": "16"}
+    price = {"input": "2", "output": "8", "service": {"batch": "0.5"}}
+    price |= {"tiers": [{"over": 500, **dearer}], "next": [{"from": "2026-10-01", "input": "9"}]}
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    prices = {"openai": {"gpt-4.1": Price.of(price)}}
+    with Front(provider(vendors[0]), keyring=ring(), ledger=ledger, prices=prices) as front:
+        ann, _ = clients(front)
+        with ann:
+            file = ann.files.create(file=("a.jsonl", LINES), purpose="batch")
+            batch = ann.batches.create(
+                input_file_id=file.id, endpoint="/v1/responses", completion_window="24h"
+            )
+            [made] = vendors[0].batches
+            vendors[0].complete(made)
+            if completed is not None:
+                counts = {"total": 12, "completed": completed, "failed": 2}
+                vendors[0].batches[made]["request_counts"] = counts
+            ann.batches.retrieve(batch.id)
+        [cost] = [each.call.cost for each in ledger.rows() if each.call.cost]
+    assert cost == (1000 * 2 + 100 * 8) * 10**6 // 2 * times
+
+
 def test_a_key_of_some_models_makes_no_batch(vendors):
     with Front(provider(vendors[0]), keyring=ring(models=("gpt-4.1",))) as front:
         ann, _ = clients(front)

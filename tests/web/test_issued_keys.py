@@ -6,7 +6,9 @@ import json
 import logging
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -369,6 +371,29 @@ def test_all_workers_of_a_service_know_its_changes_at_once(client, file):
         assert ask(other, key).status_code == 200
         client.delete("/keys/app", headers=ADMIN)
         assert ask(other, key).status_code == 401
+
+
+def test_nobody_is_admitted_by_old_keys_while_another_thread_reads_the_new_ones():
+    reading, go = threading.Event(), threading.Event()
+
+    def load(version: int) -> tuple[int, list[Issued]]:
+        if version < 0:
+            return 1, [Issued(hashed("old"), Caller("app"))]
+        reading.set()
+        assert go.wait(20)
+        return 2, [Issued(hashed("new"), Caller("app"))]
+
+    ring, elsewhere = LiveKeyring([], load), LiveKeyring([], lambda _: None)
+    assert ring.identify("old") == Caller("app")
+    elsewhere.changed()
+    with ThreadPoolExecutor() as pool:
+        new = pool.submit(ring.identify, "new")
+        assert reading.wait(20)
+        old = pool.submit(ring.identify, "old")
+        with pytest.raises(TimeoutError):
+            old.result(0.1)
+        go.set()
+        assert (new.result(20), old.result(20)) == (Caller("app"), None)
 
 
 def test_unknown_keys_do_not_hammer_the_database():

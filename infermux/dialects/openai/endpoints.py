@@ -106,7 +106,8 @@ def _ended_batch(body: JSON) -> tuple[Usage | None, JSON]:
     made = body.get("created_at")
     if body.get("object") != "batch" or body.get("status") not in _ENDED or type(made) is not int:
         return None, {}
-    return batch_usage(body), {"began": made}
+    counts = members(body.get("request_counts"))
+    return batch_usage(body), {"began": made, "requests": number(counts.get("completed")) or 1}
 
 
 def _is_error(body: JSON) -> bool:

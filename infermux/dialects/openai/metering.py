@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...pricing.token_estimate import estimate, estimate_prompts
+from ...pricing.token_estimate import estimate_prompts
 from ...protocol import InferRequest
 from ...types import JSON, Usage
 from .. import members, word
@@ -57,12 +57,8 @@ def asked(request: InferRequest, cost: float | None = None) -> Usage:
 def text_tokens(request: InferRequest) -> int:
     """Return the estimated tokens of the text that a client sends."""
     params = request.params
-    texts = estimate_prompts(params)
-    documents = params.get("documents")
-    for each in documents if isinstance(documents, list) else ():
-        texts += estimate(each if isinstance(each, str) else word(members(each).get("text")))
-    query = params.get("query")
-    return texts + (estimate(query) if isinstance(query, str) else 0)
+    ranked = {"prompt": params.get("documents"), "input": params.get("query")}
+    return estimate_prompts(params) + estimate_prompts(ranked)
 
 
 def batch_usage(body: JSON) -> Usage | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, timedelta, timezone
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -33,20 +33,23 @@ class Charge(NamedTuple):
 class Bill:
     """The costs in a vendor's export; `unread` has a message for each line that was not read."""
 
-    vendor: str = ""  # "openai", "anthropic" and so on, if the columns show it
+    # names that a provider of the vendor may have in the configuration, if the columns show it
+    vendors: tuple[str, ...] = ()
     usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
     unread: list[str] = field(default_factory=list)
     priced: bool = True  # the export itself has dollars
     title: str = ""  # of the format
-    vendors: tuple[
-        str, ...
-    ] = ()  # names that a provider of the vendor may have in the configuration
     notes: list[str] = field(default_factory=list)  # messages about how the file was read
     kinds: dict[Key, dict[str, Fraction]] = field(default_factory=dict)  # parts of usd
     unknown: dict[Key, str] = field(default_factory=dict)  # things without a price
     outside: dict[str, tuple[int, Fraction]] = field(default_factory=dict)  # lines not compared
     empty: set[str] = field(default_factory=set)  # days on the bill without any cost
-    offset: timedelta = timedelta(0)  # offsets of the bill's days from UTC
+    offsets: dict[str, timedelta] = field(default_factory=dict)  # by day, from UTC
+
+    @property
+    def vendor(self) -> str:
+        """The vendor, such as "openai", or ""."""
+        return next(iter(self.vendors), "")
 
     @property
     def has_models(self) -> bool:
@@ -67,8 +70,7 @@ class Bill:
             lines, before = self.outside.get(charge.outside, (0, Fraction(0)))
             self.outside[charge.outside] = lines + 1, before + (charge.usd or 0)
             return
-        if charge.offset:
-            self.offset = charge.offset
+        self.offsets[charge.day] = charge.offset
         if charge.empty:
             self.empty.add(charge.day)
             return
@@ -80,6 +82,11 @@ class Bill:
             kinds[charge.kind] = kinds.get(charge.kind, Fraction(0)) + charge.usd
         if charge.unknown:
             self.unknown.setdefault(key, charge.unknown)
+
+    def zone(self, day: date) -> timezone:
+        """Return the zone in which the bill's *day* starts: that of the last day it lists."""
+        before = max((each for each in self.offsets if each <= str(day)), default="")
+        return timezone(self.offsets[before or min(self.offsets)])
 
     def keep(self, covers: Callable[[date], bool]) -> None:
         self.usd = {key: usd for key, usd in self.usd.items() if covers(date.fromisoformat(key[0]))}

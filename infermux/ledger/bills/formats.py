@@ -84,8 +84,7 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     if sign := _SIGN.search(names := table.names(found.columns.values())):
         table.refuse(f"the currency must be usd, not {sign[0]} (columns: {names})")
     form = next((each for each in FORMATS if each.fits(found.columns)), None) or _plain(found)
-    bill = Bill(next(iter(form.vendors), ""), priced=form.priced, title=form.title)
-    bill.vendors = form.vendors
+    bill = Bill(form.vendors, priced=form.priced, title=form.title)
     bill.notes += [*found.notes, *filter(None, [form.note])]
     clouds, known = set[str](), prices or shipped()
     asked = {*sum(form.needs, ())}
@@ -111,7 +110,7 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     if unused and (bill.usd or bill.empty or bill.outside):  # else no line was read to its end
         bill.notes.append(f"columns that are not used: {table.names(unused)}")
     if form.vendors == focus.ANY:
-        bill.vendors, bill.vendor = tuple(sorted(clouds)), min(clouds, default="")
+        bill.vendors = tuple(sorted(clouds))
     return bill
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from ...errors import shown
-from ...pricing import PICO, Price, PriceTable, cost
+from ...pricing import PICO, PriceTable, cost
 from ...types import Usage
 from . import Charge
 from .cells import Cells
@@ -90,11 +90,11 @@ def anthropic(cells: Cells, day: str) -> Iterator[Charge]:
         batch=batch,
         long=window[:1] in (">", "2"),
     )
-    if geo not in _ANYWHERE and geo not in _GEO and usd:
+    factor = Fraction(1) if geo in _ANYWHERE else _GEO.get(geo)
+    if usd and factor is None:
         yield Charge(day, key, None, unknown=f"inference_geo {shown(geo)}")
     else:
-        factor = _GEO.get(geo, Fraction(1))
-        yield Charge(day, key, None if usd is None else usd * factor, "batches" if batch else "")
+        yield Charge(day, key, usd and usd * (factor or 1), "batches" if batch else "")
     if searches:
         yield Charge(day, key, searches * _SEARCH, "web searches")
 
@@ -115,17 +115,11 @@ def _priced(
     price = prices.find(vendor, name.lower()) or prices.find(vendor, model_key(name))
     if price is None:
         return None
-    factor = Fraction(1)
-    if batch:
-        tier = "batch" if _lists(price, "batch") else ""
-        factor = Fraction(1) if tier else _HALF
-    elif tier in _TIERS and not _lists(price, tier):
+    listed, tier = {each.name for each in price.service}, "batch" if batch else tier
+    if tier in _TIERS and tier not in listed:
         return None
+    is_half = batch and tier not in listed
     at = datetime.fromisoformat(day).replace(hour=12, tzinfo=UTC)
     charged = price if long or not price.tiers else replace(price, tiers=())
-    pico = cost(counted, charged, at=at, service_tier=tier or None)
-    return None if pico is None else Fraction(pico, PICO) * factor
-
-
-def _lists(price: Price, tier: str) -> bool:
-    return any(service.name == tier for service in price.service)
+    pico = cost(counted, charged, at=at, service_tier="" if is_half else tier)
+    return None if pico is None else Fraction(pico, PICO) * (_HALF if is_half else 1)

@@ -23,7 +23,10 @@ _BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '') ON CONFLICT 
 _ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source = ?"
 _END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
 _USED = "SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM budgets)"
-_SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
+# what each slot has cost: SQLite has the sums up to its end
+_SUMS = """SELECT caller, slot, micro - lag(micro, 1, 0) OVER earlier,
+        pico - lag(pico, 1, 0) OVER earlier
+    FROM sums WINDOW earlier AS (PARTITION BY caller ORDER BY slot) ORDER BY caller, slot"""
 _PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
 _ADD_PRUNED = f"""INSERT INTO rolled VALUES (?, {PRUNED})
     ON CONFLICT (day) DO UPDATE SET state = excluded.state"""
@@ -130,18 +133,7 @@ def _rest(ask: Ask) -> tuple[Rows, list[tuple[str, Rows]]]:
         marks = ", ".join("?" * (columns.count(",") + 1))
         add = f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING"
         found.append((add, ask(f"SELECT {source or f'{columns} FROM {table}'}", ())))
-    sums: Rows = [*sorted(_by_slot(ask(_SUMS, ())))]
-    return sums, found
-
-
-def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
-    """Yield the cost of each slot; SQLite has the sums up to the end of each."""
-    before, micro_before, pico_before = None, 0, 0
-    for caller, slot, micro, pico in rows:
-        if caller != before:
-            before, micro_before, pico_before = caller, 0, 0
-        yield caller, slot, micro - micro_before, pico - pico_before
-        micro_before, pico_before = micro, pico
+    return ask(_SUMS, ()), found
 
 
 def _finish(link: Link, name: str, sums: Rows, others: list[tuple[str, Rows]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from functools import partial
@@ -134,12 +135,11 @@ tasks.append(keep_up)  # only in a process that shows a status page
 
 def merged(start: int, steps: Iterable[Step], *, whole: bool = True) -> Step:
     found = list(steps)
-    latency: dict[int, int] = {}
-    for step in found:
-        for about, count in step.latency.items():
-            latency[about] = latency.get(about, 0) + count
     if len(found) == 1:
         return found[0]._replace(start=start, whole=whole and found[0].whole)
+    latency = Counter[int]()
+    for step in found:
+        latency.update(step.latency)
     by_kind = map(chain.from_iterable, zip(*map(_kinds, found), strict=True))
     failovers, kinds = sum(step.failovers for step in found), list(map(grouped, by_kind))
     return Step(start, whole, failovers, latency, *map(_largest, kinds))

@@ -82,12 +82,9 @@ _HOLDS = (
     "DROP TABLE holds",
 )
 _API = ("ALTER TABLE calls RENAME COLUMN door TO api",)
-_STATUS = (*_add("attempts", "upstream_status INTEGER"),)
-_UPSTREAM_ID = (*_add("attempts", f"upstream_request_id {_NAME}"),)
-_CACHE_SAVED = (
-    *_add("attempts", "cache_saved INTEGER"),
-    *_add("calls", "cache_saved INTEGER"),
-)
+_STATUS = _add("attempts", "upstream_status INTEGER")
+_UPSTREAM_ID = _add("attempts", f"upstream_request_id {_NAME}")
+_CACHE_SAVED = _add("attempts", "cache_saved INTEGER") + _add("calls", "cache_saved INTEGER")
 # What each caller's calls have cost up to the end of each slot of 15 minutes: the cost of a period
 # is the difference of two rows. Triggers write it, so it follows from the rows whoever writes them.
 # Micro-dollars and the rest are summed apart: pico-dollars would overflow at nine million USD.
@@ -129,12 +126,7 @@ SUMS = (
     _made(tables.ADJUSTMENTS, " STRICT"),
 )
 _BILLED = (  # what else an attempt was billed by, and whether its cost is assumed
-    *_add(
-        "attempts",
-        f"assumed {_COUNT}",
-        f"service_tier {_NAME}",
-        f"billed {_NAME}",
-    ),
+    *_add("attempts", f"assumed {_COUNT}", f"service_tier {_NAME}", f"billed {_NAME}"),
     *_add("calls", f"assumed {_COUNT}"),
     *_add("rollups", f"assumed_micro {_COUNT}", f"assumed_pico {_COUNT}"),
     *_add("budgets", f"about {_NAME}"),  # of a hold's call
@@ -162,7 +154,7 @@ _ACTIVITY = (
     *_add("attempts", f"reason {_NAME}"),
 )
 _OBJECTS, _ALERTS = (_made(tables.OBJECTS),), (_made(tables.ALERTS),)
-_FINISH = (*_add("attempts", f"finish_reason {_NAME}"),)
+_FINISH = _add("attempts", f"finish_reason {_NAME}")
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),

@@ -117,17 +117,10 @@ def _keys(ask: Ask) -> list[IssuedKey]:
     for name, hash, until in ask(_HASHES, ()):
         hashes.setdefault(name, []).append((hash, _seconds(until)))
     return [
-        IssuedKey(
-            name,
-            settings,
-            created / 1000,
-            _seconds(expires),
-            _seconds(revoked),
-            tuple(hashes.get(name, ())),
-        )
-        for name, settings, created, expires, revoked in ask(_KEYS, ())
+        IssuedKey._make((name, settings, *map(_seconds, times), tuple(hashes.get(name, ()))))
+        for name, settings, *times in ask(_KEYS, ())
     ]
 
 
 def _seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
+    return milliseconds and milliseconds / 1000

@@ -150,7 +150,8 @@ class Accounting:
 
     def lease(self, call: Call) -> float:
         """Return the seconds that a hold lasts if nobody settles it: longer than *call*."""
-        own, stream = 0.0, _stream_seconds(self._targets)
+        timeouts = [getattr(each.provider, "timeouts", None) for each in self._targets.registry]
+        own, stream = 0.0, max([each.total for each in timeouts if each], default=0.0)
         if call.settings is not None:
             own, stream = call.settings.deadline, max(stream, call.settings.longest_stream)
         limit = min(own or self._deadline or call.patience or self._longest, MAX_CALL)
@@ -203,12 +204,9 @@ class Accounting:
         price = self._targets.price(target)
         if price is None:
             return None
-        provider = self._targets.registry.member(target.provider).provider
-
-        def other(model: str) -> Price | None:
-            return self._targets.price(Target(target.provider, model))
-
-        return worst_case(provider, request, price, size, other)
+        name, priced = target.provider, self._targets.price
+        provider = self._targets.registry.member(name).provider
+        return worst_case(provider, request, price, size, lambda model: priced(Target(name, model)))
 
     def _warn(self, budget: Budget, now: float) -> None:
         assert self.ledger is not None
@@ -268,7 +266,7 @@ class Accounting:
             call.settles = None
             return response
         before, attempt.target = attempt.target, Target(attempt.target.provider, response.model)
-        self._charge(call, attempt, response.usage)
+        self._charge(call, attempt, response.usage, response.extra.get("requests", 1))
         budget = call.caller.budget
         if self.ledger is not None and isinstance(budget, Budget):  # `_keep_hold` may have held it
             call.hold = Hold(call.settles[1], budget, 0, call.settles[0] / 1e9)
@@ -322,8 +320,8 @@ class Accounting:
         if call.cost_source == "unpriced" and attempt.cost is not None:
             call.cost_source = ASSUMED
 
-    def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
-        target = attempt.target
+    def _charge(self, call: Call, attempt: Attempt, usage: Usage, requests: int = 1) -> None:
+        target, began = attempt.target, call.settles and call.settles[0] / 1e9
         vendor = self._targets.registry.member(target.provider).vendor
         tokens_in, price = usage.input_tokens or 0, None
         if call.request.passed is not None:
@@ -342,8 +340,9 @@ class Accounting:
             requested=target.model,
             served=attempt.served,
             overrides=self._targets.overrides.get(target.provider, {}),
-            at=datetime.now(UTC),
+            at=datetime.fromtimestamp(began or time.time(), UTC),
             service_tier=usage.service_tier,
+            requests=requests,
             table=self._targets.prices,
         )
         if usage.cached_input_tokens or usage.cache_write_tokens:
@@ -402,12 +401,6 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     if without is None or real is None:
         return None
     return max(-MAX_PICO, min(without - real, MAX_PICO))
-
-
-def _stream_seconds(targets: TargetPool) -> float:
-    """Return the most seconds that a stream may last after its first content."""
-    limits = [getattr(each.provider, "timeouts", None) for each in targets.registry]
-    return max((float(limit.total) for limit in limits if limit is not None), default=0.0)
 
 
 def _completed(request: InferRequest, text: str, told: Usage) -> Usage:

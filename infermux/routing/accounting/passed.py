@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from ...dialects.openai.metering import asked
 from ...dialects.sizes import MAX_IMAGE, number
@@ -17,6 +18,7 @@ MAX_ANSWERS = 10  # images that one request may ask for
 MAX_PARTIAL, PARTIAL_TOKENS = 3, 100  # previews of an image in a stream, and tokens of each
 DOCUMENTS = 100  # documents that Cohere bills as one search
 DOCUMENT_TOKENS = 400  # of a document; a longer one counts as several
+_MEDIA = ("output_image", "output_audio")
 
 
 def by_price(usage: Usage, price: Price | None) -> Usage:
@@ -29,12 +31,10 @@ def by_price(usage: Usage, price: Price | None) -> Usage:
         usage = replace(usage, fees=tuple([each for each in usage.fees if each[0] in listed]))
     if price is None:
         return usage
-    rates = price.rates
-    if usage.output_image_tokens and rates.output_image is None:
-        usage = replace(usage, output_image_tokens=None)
-    if usage.output_audio_tokens and rates.output_audio is None:
-        usage = replace(usage, output_audio_tokens=None)
-    return usage
+    unlisted: Any = {
+        f"{each}_tokens": None for each in _MEDIA if getattr(price.rates, each) is None
+    }
+    return replace(usage, **unlisted)
 
 
 def by_unit(usage: Usage, price: Price | None) -> Usage:

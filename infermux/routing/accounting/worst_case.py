@@ -31,7 +31,7 @@ from .passed import most_passed
 
 MAX_CONTEXT = 2_000_000  # tokens of a model whose context is not known
 MARGIN = 1.25  # of an estimated number of tokens: the 95th percentile of its error
-LATER = timedelta(minutes=15)  # within which a price may change
+LATER = (timedelta(minutes=15), timedelta(minutes=30))  # when a call ends: prices may change
 
 
 class Worst(NamedTuple):
@@ -171,7 +171,8 @@ def most_cost(size: Size, price: Price, output: int) -> int | None:
     summary = size.compacts * (price.max_output or context_of(price))
     output += size.predicted + summary
     now = datetime.now(UTC)
-    moments = (now,) if price.units is not None else (now, now + LATER)
+    changes = price.peak is not None or price.next
+    moments = (now, *[now + later for later in LATER]) if changes else (now,)
     worst = 0
     for usage in _usages(size, price, output * size.answers):
         for tier in {size.tier, ""}:
