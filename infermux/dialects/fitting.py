@@ -107,7 +107,6 @@ def _parts(schema: JSON) -> Iterator[Any]:
 
 
 def is_object(schema: Any) -> bool:
-    """Return whether a schema is that of an object."""
     kind = schema.get("type") if isinstance(schema, dict) else ""
     named = kind == "object" or (isinstance(kind, list) and "object" in kind)
     return named or (kind is None and "properties" in schema)
@@ -364,6 +363,19 @@ def instructed(
 _REASONING = ("reasoning_effort", "reasoning_summary", "reasoning", "thinking", "thinkingConfig")
 _INSIDE = (("output_config", "effort"), ("generationConfig", "thinkingConfig"))
 _NEEDS_THINKING = "context_management"  # it may clear thoughts, which Anthropic then wants
+
+
+def shows_thoughts(request: InferRequest) -> bool:
+    """Return whether a client of Anthropic's or Google's API wants to see the thoughts."""
+    native = request.native
+    body = members(native and native.body.value)
+    if native is not None and native.dialect == "anthropic":
+        thinking = members(body.get("thinking"))
+        shown = thinking.get("type") in ("enabled", "adaptive")
+        return shown and thinking.get("display") != "omitted"
+    config = members(body.get("generationConfig") or body.get("generation_config"))
+    config = members(config.get("thinkingConfig") or config.get("thinking_config"))
+    return True in (config.get("includeThoughts"), config.get("include_thoughts"))
 
 
 def without_reasoning(request: InferRequest) -> InferRequest:

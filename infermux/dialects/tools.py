@@ -151,7 +151,6 @@ def _has_no_custom(message: object) -> bool:
 
 
 def custom_names(request: InferRequest) -> frozenset[str]:
-    """Return the names of the request's custom tools."""
     tools = request.params.get("tools")
     if not isinstance(tools, list):
         return frozenset()

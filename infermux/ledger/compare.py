@@ -75,7 +75,6 @@ class Comparison(NamedTuple):
         return [printable(each) for each in found]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the head and the rows of a table."""
         rows = [
             [
                 f"{name} {unit}".strip(),
@@ -90,7 +89,6 @@ class Comparison(NamedTuple):
         return ["", *names, "DIFFERENCE", f"{LEVEL * 100:.0f} % INTERVAL"], rows
 
     def to_dict(self) -> JSON:
-        """Return the comparison as JSON."""
         return {
             "models": self.names,
             "calls": self.calls,
@@ -110,7 +108,6 @@ def _number(value: float | None, unit: str, sign: str = "") -> str:
 
 
 def mirror_id(ident: str) -> str:
-    """Return the id of the copy of a call."""
     return sha256(f"mirror\0{ident}".encode(errors="replace")).hexdigest()[:32]
 
 

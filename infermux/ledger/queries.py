@@ -53,7 +53,6 @@ class Where:
                 self.add(condition, value)
 
     def add(self, condition: str, *values: str | int) -> None:
-        """Add a condition and its values."""
         self._conditions.append(condition)
         self.values += [bindable(each) if isinstance(each, str) else each for each in values]
 

@@ -41,7 +41,6 @@ class Compared(NamedTuple):
         return (self.ours or 0) - (self.theirs or 0)
 
     def to_dict(self) -> JSON:
-        """Return the row as JSON."""
         sums = {"ours": self.ours, "theirs": self.theirs, "difference": self.difference}
         return {
             "day": self.day,

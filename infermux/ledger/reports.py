@@ -61,7 +61,6 @@ class Period(NamedTuple):
     until: float | None = None
 
     def covers(self, at: float) -> bool:
-        """Return whether the time *at* is in the period."""
         return (self.since or 0.0) <= at and (self.until is None or at < self.until)
 
 
@@ -249,7 +248,6 @@ def call_dict(record: Record) -> JSON:
 
 
 def budgets_dict(states: Iterable[BudgetState], changes: Iterable[Adjustment]) -> JSON:
-    """Return the body of GET /budgets."""
     return {
         "budgets": [_budget_dict(state) for state in states],
         "adjustments": [_adjustment_dict(change) for change in changes],

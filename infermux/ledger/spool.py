@@ -79,7 +79,6 @@ class Spool:
         return not (self.waiting or any(map(os.path.exists, self._files)))
 
     def lines(self) -> int:
-        """Return the number of lines in the files."""
         return sum(map(self._lines, self._files))
 
     def drain_later(self, write: Write) -> None:

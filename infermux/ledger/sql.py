@@ -234,7 +234,6 @@ class Ledger(ABC):
         return KeyStore(self)
 
     def answers(self) -> AnswerStore:
-        """Return the store of cached answers."""
         return AnswerStore(self)
 
     def objects(self) -> Objects:
@@ -271,7 +270,6 @@ class Ledger(ABC):
         return list(self.with_attempts(ask, list(map(CallRow._make, ask(query, values)))))
 
     def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
-        """Yield the records of calls, in order."""
         for call in calls:
             attempts = ask(queries.ATTEMPTS, (call.at_ns, call.id))
             yield Record(call, tuple(map(AttemptRow._make, attempts)))

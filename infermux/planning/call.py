@@ -168,7 +168,6 @@ class Call:
 
     @property
     def has_one_target(self) -> bool:
-        """Whether the plan has a single target."""
         return self.plan is not None and len(self.plan.targets) == 1
 
     def must_try(self, target: Target) -> bool:
@@ -177,7 +176,6 @@ class Call:
         return forced or self.has_tried(target)
 
     def sent(self, attempt: Attempt) -> InferRequest:
-        """Return the request for the attempt's target."""
         plan = self.plan
         several = plan is not None and len(plan.targets) + len(plan.dropped) > 1
         lenient = self.lenient or several
@@ -210,7 +208,6 @@ class Call:
         return None if self.settings is None else self.settings.limited(target, deadline)
 
     def has_tried(self, target: Target) -> bool:
-        """Return whether *target* was tried already."""
         return any(attempt.target == target for attempt in self.attempts)
 
     def is_last(self, error: ProviderError) -> bool:
@@ -245,7 +242,6 @@ class Call:
 
     @property
     def hooks_ms(self) -> float:
-        """The milliseconds that hooks took."""
         return sum([float(run.seconds) for run in (self.hooks or {}).values()]) * 1000
 
     @property

@@ -45,7 +45,6 @@ class Users:
         return EndUser(digest, {DIGEST: digest, PLAIN: person[:MAX_NAME]}.get(self.mode, ""))
 
     def digest(self, person: str) -> str:
-        """Return the digest of a name."""
         data = person.encode(errors="replace")
         return blake2b(data, digest_size=DIGEST_BYTES, key=self.secret).hexdigest()
 

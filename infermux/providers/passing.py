@@ -31,7 +31,6 @@ def paths(dialect: Any, own: Collection[str] | None) -> Mapping[str, str]:
 
 
 def has(provider: object, op: str) -> bool:
-    """Return whether a provider has the endpoint of an operation."""
     return endpoint_of(op) in getattr(provider, "endpoints", ())
 
 

@@ -60,7 +60,6 @@ class Permit:
         self._breaker._end(self, failed=False, seconds=seconds)
 
     def failed(self, why: str = "") -> None:
-        """Record a failure of the provider, and why it failed."""
         self._breaker._end(self, failed=True, why=why)
 
     def neutral(self) -> None:
@@ -134,7 +133,6 @@ class CircuitBreaker:
             return self._latency.at(self.clock())
 
     def snapshot(self) -> BreakerState:
-        """Return the present state."""
         with self._lock:
             now = self.clock()
             requests, calls, failures = self._window.totals(now)
@@ -274,7 +272,6 @@ class _Latency:
         self.samples: deque[float] = deque(maxlen=SAMPLES)
 
     def add(self, now: float, seconds: float) -> None:
-        """Add a sample of *seconds* at *now*."""
         if seconds < self._value:
             weight = math.exp((self._at - now) / DECAY)
             value = self._value * weight + seconds * (1 - weight)
@@ -309,7 +306,6 @@ class _Window:
             last[3] += failed
 
     def totals(self, now: float) -> list[int]:
-        """Return the three counts as of *now*."""
         self._slide(now)
         return [sum(counts) for counts in zip(*self._parts, strict=True)][1:] or [0, 0, 0]
 

@@ -42,7 +42,6 @@ class TargetQueue:
         self._left.append((target, at))
 
     def has_untried(self, call: Call) -> bool:
-        """Return whether a target is left that *call* has not tried."""
         return any(not call.has_tried(target) for target, _ in self._left)
 
     def waits(self, target: Target) -> bool:

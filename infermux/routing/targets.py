@@ -151,7 +151,6 @@ class TargetPool:
         self._lock = threading.Lock()
 
     def resize(self, concurrency: Mapping[str, int]) -> None:
-        """Change the concurrency limits of providers."""
         for name, limit in concurrency.items():
             if name in self._limiters:
                 self._limiters[name].limit = limit
@@ -210,11 +209,9 @@ class TargetPool:
         return limits[0] is None or limits[1] is None or limits[0] > limits[1]
 
     def breakers(self) -> dict[Target, CircuitBreaker]:
-        """Return the breaker of every target that has been called."""
         return dict(self._breakers)
 
     def retry_budget(self, provider: str) -> RetryBudget:
-        """Return the retry budget of a provider."""
         return self._retries.get(provider) or self._retries.setdefault(provider, RetryBudget())
 
     def admit(

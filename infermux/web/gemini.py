@@ -82,7 +82,6 @@ def count_tokens(api: Api, ident: str) -> Response:
 
 
 def embed(api: Api, ident: str, *, batch: bool) -> Response:
-    """Respond to embedContent or batchEmbedContents."""
     call = _begin(api, ident, EMBEDDINGS, batch=batch)
     response = api.router.answer(call)
     if (body := native_body(response, dialect.NAME)) is not None:

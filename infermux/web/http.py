@@ -16,7 +16,6 @@ from werkzeug.wsgi import ClosingIterator
 
 from ..admission import ConcurrencyLimiter
 from ..errors import (
-    Failure,
     InferMuxError,
     MethodNotAllowed,
     Overloaded,
@@ -391,7 +390,8 @@ def call_headers(call: Call) -> dict[str, str]:
     if call.attempts:
         headers["Server-Timing"] = _timing(call)
         last = call.attempts[-1]
-        if last.upstream_ids and not _is_about_our_account(last.error):
+        ours = last.error and issubclass(last.error.kind, ProviderAuthError | QuotaExhausted)
+        if last.upstream_ids and not ours:
             headers["X-Upstream-Request-Id"] = last.upstream_request_id
         if dropped := last.dropped:
             headers["X-Infermux-Dropped"] = header_value(", ".join(dropped))
@@ -421,10 +421,6 @@ def _timing(call: Call) -> str:
     upstream = sum([attempt.seconds for attempt in call.attempts]) * 1000
     found = f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}"
     return found if not call.hooks else f"{found}, hooks;dur={call.hooks_ms:.1f}"
-
-
-def _is_about_our_account(error: Failure | None) -> bool:
-    return error is not None and issubclass(error.kind, ProviderAuthError | QuotaExhausted)
 
 
 def header_value(value: str) -> str:

@@ -36,7 +36,6 @@ _QUERY = "after before include include[] include_obfuscation limit order startin
 
 
 def respond(api: Api) -> Response:
-    """Respond to /v1/responses, streamed or not."""
     caller = admitted(api)
     wanted, wants_stream = wire.decode_request(json_body(strict_json.document))
     call = start_call(api, wanted, caller)
@@ -128,7 +127,6 @@ def _answer(call: Call) -> wire.Answer:
 
 
 def compact(api: Api) -> Response:
-    """Have the vendor compact a conversation."""
     caller = admitted(api)
     return _answered(api, start_call(api, _read("compact"), caller))
 

@@ -66,7 +66,6 @@ def sse_response(
 
 
 def failed_response(error: Exception, encoder: Encoder, headers: Mapping[str, str]) -> Response:
-    """Return a stream that tells of *error*."""
     data = failure(error, encoder)
     forget(error)  # its frames keep the request alive
     return BytesResponse([data], 200, Headers(headers))
@@ -165,7 +164,6 @@ class EarlyHead:
 
 
 def failure(error: Exception, encoder: Encoder) -> bytes:
-    """Return the error event for *error*."""
     if not isinstance(error, InferMuxError):  # report a bug as an error, not as the end
         log.error("a stream failed unexpectedly", exc_info=error)
         error = InferMuxError("internal error")

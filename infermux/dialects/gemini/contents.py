@@ -72,7 +72,6 @@ class _Reader:
         self._calls = 0
 
     def system(self, value: object) -> None:
-        """Add the system instruction."""
         if isinstance(value, str):
             self.messages.append({"role": "system", "content": value})
             return

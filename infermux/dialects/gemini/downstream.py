@@ -31,12 +31,13 @@ _NUMBERS = {
     "frequencyPenalty": "frequency_penalty",
 }
 _INTEGERS = {"maxOutputTokens": "max_tokens", "topK": "top_k", "seed": "seed"}
-# What asks only for what every vendor does anyway.
+# What asks only for what every vendor, or Google, does anyway.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "candidateCount": (1,),
     "responseMimeType": ("text/plain",),
     "responseModalities": (["TEXT"], ["Text"], ["text"], [1]),
     "responseLogprobs": (False,),
+    "top_k": (64,),  # the default of Google's models, which its CLI sends
     "enableEnhancedCivicAnswers": (False,),
     "safetySettings": ([],),
 }
@@ -311,7 +312,6 @@ def thoughts(text: str, details: list[JSON]) -> list[JSON]:
 
 
 def drawn(images: Sequence[JSON]) -> list[JSON]:
-    """Return the parts of images."""
     return [{"inlineData": {"mimeType": kind, "data": data}} for kind, data in inline(images)]
 
 
@@ -367,7 +367,6 @@ def encode_usage(usage: Usage) -> JSON:
 
 
 def encode_embeddings(response: InferResponse, *, batch: bool) -> JSON:
-    """Return the vectors of an embeddings response."""
     vectors = [{"values": one["embedding"]} for one in response.extra.get("data") or ()]
     usage = {"usageMetadata": {"promptTokenCount": response.tokens_in}}
     return ({"embeddings": vectors} if batch else {"embedding": vectors[0]}) | usage

@@ -31,7 +31,6 @@ class Searches:
         self._grounded = False
 
     def add(self, candidates: Iterable[JSON]) -> None:
-        """Add what the candidates of a chunk tell."""
         for candidate in candidates:
             told = candidate.get("groundingMetadata")
             if not isinstance(told, dict):

@@ -76,7 +76,6 @@ def encode(request: InferRequest) -> bytes:
 
 
 def decode(data: bytes, request: InferRequest, raising: Raise) -> InferResponse:
-    """Return a whole answer, with its usage."""
     body = strict_json.lenient(data) if data.strip() else {}
     found = members(body)
     if _is_error(found):

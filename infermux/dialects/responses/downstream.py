@@ -169,7 +169,6 @@ class Answer:
         self._spaces = {str(one.get("name")): one.get("namespace") for one in reversed(tools)}
 
     def ident(self, kind: str, number: int) -> str:
-        """Return the id of item *number*."""
         return f"{_PREFIXES[kind]}_{self._ident.rpartition('_')[2]}{number:04x}"
 
     def envelope(
@@ -210,7 +209,6 @@ class Answer:
     # the items
 
     def reasoning(self, number: int, parts: Iterable[str] = (), encrypted: str = "") -> JSON:
-        """Return a reasoning item with the *parts* of its summary."""
         item = {
             "id": self.ident("reasoning", number),
             "type": "reasoning",
@@ -219,7 +217,6 @@ class Answer:
         return item | ({"encrypted_content": encrypted} if encrypted else {})
 
     def message(self, number: int, parts: Sequence[JSON], status: str = "completed") -> JSON:
-        """Return a message of the assistant."""
         return {
             "id": self.ident("message", number),
             "type": "message",

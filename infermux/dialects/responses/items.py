@@ -64,7 +64,6 @@ class Items:
         self.messages += late
 
     def message(self, item: JSON, place: str) -> None:
-        """Add a message of anybody's."""
         role = _ROLES.get(string(item, "role", place))
         if role is None:
             raise must_be(f"{place}.role", "user, assistant, system or developer")
@@ -100,7 +99,6 @@ class Items:
                 self._texts.setdefault(name, []).append("".join(words))
 
     def reasoning(self, item: JSON, place: str) -> None:
-        """Add a reasoning item to the assistant's message."""
         words, details = details_of(item, place)
         if not (words or details):
             return
@@ -119,12 +117,10 @@ class Items:
             self.params[f"input.{DRAWN}"] = True
 
     def function_call(self, item: JSON, place: str) -> None:
-        """Add a function call to the assistant's message."""
         name, words = (string(item, member, place) for member in ("name", "arguments"))
         self._call(item, place, "function", {"name": name, "arguments": words})
 
     def custom_call(self, item: JSON, place: str) -> None:
-        """Add the call of a custom tool to the assistant's message."""
         name, words = (string(item, member, place) for member in ("name", "input"))
         self._call(item, place, "custom", {"name": name, "input": words})
 

@@ -132,7 +132,6 @@ def _recall(spots: Sequence[Place], before: Iterable[JSON], after: Iterable[JSON
 
 
 def arguments(call: JSON) -> str:
-    """Return the arguments of a tool call."""
     inner = call.get("custom") or call.get("function") or {}
     said: Any = inner.get("input" if call.get("custom") else "arguments")
     return said if isinstance(said, str) else ""

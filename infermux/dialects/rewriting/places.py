@@ -22,7 +22,6 @@ class Place(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The words."""
         value = self.holder.get(self.key)
         if isinstance(value, str):
             return value
@@ -53,11 +52,9 @@ class Places:
         return [found, *again]
 
     def calls(self) -> list[Place]:
-        """Return the arguments of the calls, in order."""
         return [place for name, place in self._found if name == "arguments"]
 
     def text(self, kind: str) -> str:
-        """Return the words of a kind."""
         return "".join(place.text for place in self.of(kind)[0])
 
     @property

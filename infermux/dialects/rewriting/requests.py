@@ -34,7 +34,7 @@ def with_own_body(before: InferRequest, after: InferRequest) -> InferRequest:
     own = before.native
     if before.passed is not None:
         return _passed(before, after)
-    if own is None or _same(before, after):
+    if own is None or (before.messages == after.messages and before.params == after.params):
         return replace(after, native=own)
     for merge in (_merged_body, _replaced_body):
         try:
@@ -61,10 +61,6 @@ def _passed(before: InferRequest, after: InferRequest) -> InferRequest:
     return after
 
 
-def _same(before: InferRequest, after: InferRequest) -> bool:
-    return before.messages == after.messages and before.params == after.params
-
-
 def _document(value: JSON) -> Document:
     return strict_json.document(strict_json.encode(value))
 
@@ -77,7 +73,6 @@ def _says(after: InferRequest, read: InferRequest, before: InferRequest) -> bool
 
 
 def _changed(before: InferRequest, after: InferRequest) -> set[str]:
-    """Return the names of the params that differ."""
     was, now = before.params, after.params
     names = was.keys() | now.keys()
     return {name for name in names if was.get(name, _NOTHING) != now.get(name, _NOTHING)}

@@ -55,7 +55,6 @@ class Bill:
 
     @property
     def days(self) -> tuple[date, date]:
-        """The first and the last day."""
         found = sorted({day for day, _ in self.usd} | self.empty)
         return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
 
@@ -64,7 +63,6 @@ class Bill:
         return any(re.match(rf"{re.escape(name)}(?:[-_]|\Z)", provider) for name in self.vendors)
 
     def add(self, charge: Charge) -> None:
-        """Add the charge of a line."""
         if charge.outside:
             lines, before = self.outside.get(charge.outside, (0, Fraction(0)))
             self.outside[charge.outside] = lines + 1, before + (charge.usd or 0)

@@ -78,7 +78,6 @@ class Cells:
         return f"{found:%Y-%m-%d}", offset
 
     def amount(self, *keys: str) -> Fraction:
-        """Return an amount, such as dollars."""
         name = self.column(*keys)
         if not self._cells.get(name):
             short = name not in self._cells

@@ -69,7 +69,6 @@ def read(data: bytes) -> Table:
 
 
 def key(name: str) -> str:
-    """Return the key of a column's name."""
     return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
 
 

@@ -59,7 +59,6 @@ class Circuits:
         return self._database.run(work)
 
     def close(self) -> None:
-        """Stop listening."""
         self._closed.set()
 
     def _listening(self) -> None:

@@ -66,7 +66,6 @@ class Step(NamedTuple):
 
     @property
     def total(self) -> Total:
-        """The sums of all its calls."""
         return summed(self.errors)
 
 
@@ -134,7 +133,6 @@ tasks.append(keep_up)  # only in a process that shows a status page
 
 
 def merged(start: int, steps: Iterable[Step], *, whole: bool = True) -> Step:
-    """Return the sum of *steps*."""
     found = list(steps)
     latency: dict[int, int] = {}
     for step in found:

@@ -43,7 +43,6 @@ class Connection:
         self.closed = False
 
     def ask(self, query: str, values: Sequence[str | int]) -> list[Any]:
-        """Return the rows of a query."""
         with self.using:
             if self.closed:
                 raise sqlite3.OperationalError("the ledger was closed")

@@ -39,7 +39,6 @@ class Objects(Store):
         return frozenset(row[0] for row in self._rows(_LIST, provider, caller, MAX_OBJECTS))
 
     def has(self, provider: str, caller: str, ident: str) -> bool:
-        """Return whether *caller* has made an object."""
         return bool(self._rows(_WHERE, provider, caller, ident))
 
     def secret(self) -> bytes:

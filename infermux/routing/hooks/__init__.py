@@ -131,7 +131,6 @@ class Hooks:
         return bool(self._hooks)
 
     def has(self, name: str) -> bool:
-        """Return whether there is a hook of this name."""
         return name in self._hooks
 
     # -- a request --
