@@ -56,8 +56,6 @@ log = logging.getLogger("infermux")
 
 
 class _NoSession(SessionInterface):
-    """Disables sessions."""
-
     def open_session(self, app: Flask, request: Request) -> None:
         return None
 
@@ -139,7 +137,6 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _index(_: Api) -> Response:
-    """List the endpoints by API."""
     found: dict[str, list[str]] = {}
     for rule in current_app.url_map.iter_rules():
         blueprint = rule.endpoint.partition(".")[0]

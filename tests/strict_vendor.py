@@ -430,12 +430,7 @@ def _check_chat_model(model: str, body: JSON) -> None:
             "unsupported_parameter",
             "max_tokens",
         )
-    if re.match(r"(o\d|gpt-5(-|$))", model) and body.get("temperature", 1) != 1:
-        raise Refused(
-            "Unsupported value: 'temperature' does not support this value with this model.",
-            "unsupported_value",
-            "temperature",
-        )
+    check_effort(model, body, effort)
     if tools and (
         version(model) >= (5, 6) or (version(model) >= (5, 4) and effort not in (None, "none"))
     ):
@@ -445,6 +440,33 @@ def _check_chat_model(model: str, body: JSON) -> None:
             "invalid_request_error",
             "reasoning_effort",
         )
+
+
+EFFORTS = (  # by the model, the first is what it does unasked
+    (r"gpt-(6-astra|6\.1-sol)", "medium low high xhigh max"),
+    (r"gpt-(5\.[6-9]|[6-9])", "medium none low high xhigh max"),
+    (r"gpt-5\.5", "medium none low high xhigh"),
+    (r"gpt-5\.[2-4]", "none low medium high xhigh"),
+    (r"gpt-5\.1", "none low medium high"),
+    (r"gpt-5", "medium minimal low high"),
+    (r"o\d", "medium low high"),
+)
+
+
+def check_effort(model: str, body: JSON, effort: str | None) -> None:
+    """Refuse an effort that the model lacks, and what is about sampling while it reasons."""
+    efforts = next((found for name, found in EFFORTS if re.match(name, model)), "").split()
+    if not efforts or "-chat" in model:
+        return
+    if effort is not None and effort not in efforts:
+        raise Refused(f"Unsupported value: '{effort}'.", "unsupported_value", "reasoning_effort")
+    for name, usual in (("temperature", 1), ("top_p", 1)):
+        if (effort or efforts[0]) != "none" and body.get(name, usual) != usual:
+            raise Refused(
+                f"Unsupported parameter: '{name}' is not supported with this model.",
+                "unsupported_parameter",
+                name,
+            )
 
 
 def _check_chat_messages(
@@ -812,12 +834,7 @@ def responses(body: JSON, stored: Mapping[str, list[JSON]]) -> Asked:
             "unsupported_parameter",
             "reasoning.effort",
         )
-    if re.match(r"(o\d|gpt-5(-|$))", model) and body.get("temperature", 1) != 1:
-        raise Refused(
-            "Unsupported parameter: 'temperature' is not supported with this model.",
-            "unsupported_parameter",
-            "temperature",
-        )
+    check_effort(model, body, reasoning.get("effort"))
     known(reasoning, {"effort", "summary", "generate_summary", "context"}, "reasoning")
     before: list[JSON] = []
     if (previous := body.get("previous_response_id")) is not None:
@@ -1217,6 +1234,7 @@ def messages(body: JSON) -> Asked:
         for number, block in enumerate(body["system"]):
             _check_block(block, f"system.{number}", {"text"})
     _check_turns(body["messages"])
+    _check_bound(body)
     if body["messages"][-1]["role"] == "assistant" and _claude(body["model"]) >= (4, 6):
         raise Refused(
             "This model does not support assistant message prefill. "
@@ -1236,6 +1254,10 @@ def _claude(model: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
+ALWAYS_THINKS = re.compile(r"claude-((opus|sonnet)-5-5|(fable|mythos)-5)")
+FREE = re.compile(r"claude-((opus|sonnet)-5-5|(fable|mythos)-5-\d\b)")  # to call no tool
+
+
 def _check_thinking(body: JSON) -> None:
     thinking, newer = body.get("thinking") or {}, _claude(body["model"]) >= (4, 7)
     for name in ("temperature", "top_p", "top_k"):
@@ -1246,9 +1268,21 @@ def _check_thinking(body: JSON) -> None:
         raise Refused("`temperature` and `top_p` cannot both be specified for this model.")
     if "tool_choice" in body and not body.get("tools"):
         raise Refused("tool_choice may only be specified while providing tools.")
+    if (body.get("tool_choice") or {}).get("type") in ("any", "tool") and FREE.search(
+        body["model"]
+    ):
+        raise Refused('tool_choice: type "tool" and "any" are not supported for this model.')
     kind = thinking.get("type", "disabled")
     if kind not in ("enabled", "disabled", "adaptive", "between_tools"):
         raise Refused("thinking: Input tag is not known")
+    lacks = {
+        "enabled": newer,
+        "adaptive": (0, 0) < _claude(body["model"]) < (4, 6),
+        "between_tools": "sonnet-5-5" not in body["model"],
+        "disabled": bool(thinking) and ALWAYS_THINKS.search(body["model"]),
+    }
+    if lacks[kind]:
+        raise Refused(f'"thinking.type.{kind}" is not supported for this model.')
     if kind == "enabled":
         if not 1024 <= thinking.get("budget_tokens", 0) < body["max_tokens"]:
             raise Refused(
@@ -1272,6 +1306,32 @@ def _check_thinking(body: JSON) -> None:
             raise Refused("Thinking may not be enabled when tool_choice forces tool use.")
         if body.get("temperature", 1) != 1:
             raise Refused("`temperature` may only be set to 1 when thinking is enabled.")
+
+
+def bound(body: JSON, turns: list[JSON]) -> str:
+    """Return what binds a thought to all that came before it, for models that do so."""
+    if not FREE.search(body["model"]):
+        return ""
+    text = json.dumps([body.get("system"), body.get("tools"), turns], sort_keys=True)
+    text = re.sub(r'(, )?"cache_control": {[^}]*}(?(1)|, )?', "", text)
+    return "." + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _check_bound(body: JSON) -> None:
+    binding = (body.get("thinking") or {}).get("block_binding") or {}
+    known(binding, {"prefix_mismatch_behavior"}, "thinking.block_binding", EXTRA)
+    lenient = binding.get("prefix_mismatch_behavior") == "drop_block"
+    if lenient or not FREE.search(body["model"]):  # others leave out thoughts of another model
+        return
+    turns = body["messages"]
+    for number, turn in enumerate(turns):
+        for block in turn["content"] if isinstance(turn["content"], list) else ():
+            _, mark, rest = block.get("signature", "").partition(".")
+            if mark + rest != bound(body, turns[:number]) and mark:
+                raise Refused(
+                    f"messages.{number}.content.0: Invalid `signature` in `thinking` block. The "
+                    "block is bound to a different conversation."
+                )
 
 
 def _check_turns(turns: Any) -> None:
@@ -1347,7 +1407,8 @@ def _check_block(block: JSON, place: str, allowed: Iterable[str]) -> None:
         raise Refused(f"{place}.{kind}.id: String should match pattern '^[a-zA-Z0-9_-]+$'")
     if kind == "text" and not block["text"].strip():
         raise Refused("messages: text content blocks must be non-empty")
-    if kind == "thinking" and block.get("signature") != signed(block["thinking"]):
+    own, _, _ = block.get("signature", "").partition(".")
+    if kind == "thinking" and own != signed(block["thinking"]):
         raise Refused(f"{place}: Invalid `signature` in `thinking` block")
     if kind == "redacted_thinking" and not block["data"].startswith("gAAAA"):
         raise Refused(f"{place}: Invalid `data` in `redacted_thinking` block")
@@ -1457,7 +1518,11 @@ def messages_answer(body: JSON, asked: Asked, turn: Turn) -> JSON:
     content: list[JSON] = []
     if turn.thought:
         content.append(
-            {"type": "thinking", "thinking": turn.thought, "signature": signed(turn.thought)}
+            {
+                "type": "thinking",
+                "thinking": turn.thought,
+                "signature": signed(turn.thought) + bound(body, body["messages"]),
+            }
         )
     if turn.text:
         content.append({"type": "text", "text": turn.text})
@@ -1576,6 +1641,11 @@ def gemini(body: JSON, model: str) -> Asked:
         "generationConfig.thinkingConfig",
         UNKNOWN,
     )
+    thinking = config.get("thinkingConfig") or {}
+    if thinking.keys() >= {"thinkingBudget", "thinkingLevel"}:
+        raise Refused("You can only set only one of thinking budget and thinking level.")
+    if thinking.get("thinkingBudget") == 0 and re.match(r"gemini-([3-9]|.*-pro)", model):
+        raise Refused("Budget 0 is invalid. This model only works in thinking mode.")
     body["contents"] = contents = _merged(contents)
     _check_contents(contents, model)
     schema: JSON | None = None

@@ -67,8 +67,6 @@ class _Hold(RunBudget):
 
 
 class _Outcome(NamedTuple):
-    """What came of a call."""
-
     status: int
     ident: str
     body: bytes

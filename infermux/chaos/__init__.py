@@ -41,8 +41,6 @@ _MESSAGES = [{"role": "user", "content": "What does the quick brown fox do?"}]
 
 
 class Row(NamedTuple):
-    """The outcome of a call for its client."""
-
     fault: str
     when: str  # "before" the first token of a stream, or "after" it
     streamed: bool

@@ -147,7 +147,6 @@ def encode(value: Any) -> bytes:
 
 
 def sse(value: Mapping[str, Any], name: str = "") -> bytes:
-    """Return *value* as a server-sent event."""
     return (b"event: %b\n" % name.encode() if name else b"") + b"data: %b\n\n" % encode(value)
 
 

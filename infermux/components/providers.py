@@ -42,7 +42,6 @@ class _Unread:
         self._listed = listed if isinstance(listed, list | tuple) else None
 
     def serves(self, model: str) -> bool:
-        """Whether the provider might serve *model*."""
         known = self._listed is None or model in self._listed
         return "/" not in model and (known or owner(model) == self.name)
 

@@ -57,7 +57,6 @@ def pattern(text: str) -> Pattern:
 
 
 def covers(scope: Collection[str], name: str) -> bool:
-    """Whether *name* is in *scope*, names and patterns."""
     if name in scope:
         return True
     return any(STAR in each and pattern(each).match(name) is not None for each in scope)

@@ -223,7 +223,6 @@ def answer(
 
 
 def whole(response: InferResponse) -> Iterator[Chunk]:
-    """Yield a whole response as one chunk."""
     usage = response.usage
     if usage is None and (
         response.tokens_in or response.tokens_out or response.cost_usd is not None

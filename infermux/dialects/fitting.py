@@ -365,6 +365,19 @@ _INSIDE = (("output_config", "effort"), ("generationConfig", "thinkingConfig"))
 _NEEDS_THINKING = "context_management"  # it may clear thoughts, which Anthropic then wants
 
 
+def shows_thoughts(request: InferRequest) -> bool:
+    """Return whether a client of Anthropic's or Google's API wants to see the thoughts."""
+    native = request.native
+    body = members(native and native.body.value)
+    if native is not None and native.dialect == "anthropic":
+        thinking = members(body.get("thinking"))
+        shown = thinking.get("type") in ("enabled", "adaptive")
+        return shown and thinking.get("display") != "omitted"
+    config = members(body.get("generationConfig") or body.get("generation_config"))
+    config = members(config.get("thinkingConfig") or config.get("thinking_config"))
+    return True in (config.get("includeThoughts"), config.get("include_thoughts"))
+
+
 def without_reasoning(request: InferRequest) -> InferRequest:
     """Return a request that asks for no reasoning, for a model that has none."""
     params, native = dict(request.params), request.native

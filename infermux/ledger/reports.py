@@ -248,7 +248,6 @@ def call_dict(record: Record) -> JSON:
 
 
 def budgets_dict(states: Iterable[BudgetState], changes: Iterable[Adjustment]) -> JSON:
-    """Return the body of GET /budgets."""
     return {
         "budgets": [_budget_dict(state) for state in states],
         "adjustments": [_adjustment_dict(change) for change in changes],

@@ -267,7 +267,6 @@ class Ledger(ABC):
         return list(self.with_attempts(ask, list(map(CallRow._make, ask(query, values)))))
 
     def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
-        """Yield the records of calls, in order."""
         for call in calls:
             attempts = ask(queries.ATTEMPTS, (call.at_ns, call.id))
             yield Record(call, tuple(map(AttemptRow._make, attempts)))

@@ -176,7 +176,6 @@ class Call:
         return forced or self.has_tried(target)
 
     def sent(self, attempt: Attempt) -> InferRequest:
-        """Return the request for the attempt's target."""
         plan = self.plan
         several = plan is not None and len(plan.targets) + len(plan.dropped) > 1
         lenient = self.lenient or several
@@ -243,7 +242,6 @@ class Call:
 
     @property
     def hooks_ms(self) -> float:
-        """The milliseconds that hooks took."""
         return sum([float(run.seconds) for run in (self.hooks or {}).values()]) * 1000
 
     @property

@@ -100,7 +100,9 @@ def _may_match(registry: Registry, target: str, seen: set[str]) -> bool:
         any(found.match(name) is not None for name in candidates(registry))
         or any(knows(each, sample) for each in registry)
         or any(
-            _leads_on(registry, text, seen) for text in registry.patterns if _is_meant(target, text)
+            _leads_on(registry, text, seen)
+            for text in registry.patterns
+            if not text.startswith(STAR) and share_a_name(target, text)  # "*…" says nothing
         )
     )
 
@@ -111,11 +113,6 @@ def _leads_on(registry: Registry, text: str, seen: set[str]) -> bool:
     seen.add(text)
     targets = (*own.targets, *own.fallback) if own is not None else ()
     return any(not is_pattern(each) or _may_match(registry, each, seen) for each in targets)
-
-
-def _is_meant(target: str, text: str) -> bool:
-    """Whether *target* leads to the pattern *text*; one that begins with * says nothing."""
-    return not text.startswith(STAR) and share_a_name(target, text)
 
 
 def _refused(registry: Registry, target: str) -> ModelNotFound:

@@ -169,7 +169,6 @@ class Registry:
         self._patterns = {each: known[each] for each in order}
 
     def settings(self, route: Route) -> NameSettings | None:
-        """Return the settings for the calls of a name, or None."""
         if not self.has_settings or not (route.pattern or route.name in self._names):
             return None
         return self._settings(route.name)
@@ -198,7 +197,6 @@ class Registry:
         return tuple(each.text for each in self._patterns)
 
     def pattern(self, text: str) -> ModelConfig | None:
-        """Return the definition of a pattern, or None."""
         return self._patterns.get(pattern(text))
 
     def targets(self) -> tuple[Target, ...]:

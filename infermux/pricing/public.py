@@ -378,7 +378,6 @@ def _figure(value: object, times: int = 1) -> Decimal:
 
 
 def _sizes(max_input: object, max_output: object = None) -> dict[str, int]:
-    """Return those that are known."""
     sizes = {"max_input": max_input, "max_output": max_output}
     return {name: size for name, size in sizes.items() if type(size) is int and size > 0}
 

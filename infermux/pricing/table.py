@@ -111,7 +111,6 @@ class PriceTable:
 
     @property
     def day(self) -> date:
-        """The date of the newest layer."""
         return max(filter(None, (self.shipped.day, self.own and self.own.day)), default=date.min)
 
     def find(self, provider: str, model: str) -> Price | None:

@@ -29,7 +29,6 @@ def check_size(data: bytes, exchange: Exchange) -> None:
 
 
 def with_members(body: bytes, members: Mapping[str, Any]) -> bytes:
-    """Return a body with further members."""
     return strict_json.encode(as_object(strict_json.lenient(body)) | dict(members))
 
 

@@ -145,7 +145,6 @@ class Replay(Stream):
 
     @property
     def usage(self) -> Usage | None:
-        """The usage of the vendor's answer."""
         return self._kept.usage
 
     def close(self) -> None:
@@ -162,17 +161,12 @@ def watched(
     """Return the chunks; do not cache the answer if one holds what `InferResponse` lacks."""
 
     def watch(chunk: Chunk) -> Chunk:
-        if _is_more(chunk):
+        more = chunk.shown or chunk.more or chunk.function_call or chunk.tool_calls
+        if more or _BESIDE.search(chunk.native or b"") is not None:
             call.answer_key = ""
         return chunk
 
     return [watch(chunk) for chunk in first], ChangedChunks(rest, watch)
-
-
-def _is_more(chunk: Chunk) -> bool:
-    if chunk.shown or chunk.more or chunk.function_call or chunk.tool_calls:
-        return True
-    return _BESIDE.search(chunk.native or b"") is not None
 
 
 def has_more(response: InferResponse) -> bool:

@@ -60,7 +60,6 @@ class Permit:
         self._breaker._end(self, failed=False, seconds=seconds)
 
     def failed(self, why: str = "") -> None:
-        """Record a failure of the provider, and why it failed."""
         self._breaker._end(self, failed=True, why=why)
 
     def neutral(self) -> None:
@@ -307,7 +306,6 @@ class _Window:
             last[3] += failed
 
     def totals(self, now: float) -> list[int]:
-        """Return the three counts as of *now*."""
         self._slide(now)
         return [sum(counts) for counts in zip(*self._parts, strict=True)][1:] or [0, 0, 0]
 

@@ -103,7 +103,6 @@ class Ids:
         return not caller.name or (self._keyring is not None and self._keyring.count == 1)
 
     def tagged(self, ident: str, kind: str, provider: str, caller: Caller) -> str:
-        """Return the id that the client gets."""
         if not ident or (not kind.startswith(BACKGROUND) and self.plain(caller)):
             return ident
         mac = next(self._macs(self._registry.member(provider), ident, kind, caller))
@@ -236,7 +235,6 @@ class Ids:
     # -- answers --
 
     def client_ids(self, call: Call, response: InferResponse) -> InferResponse:
-        """Return a response with the ids that the client gets."""
         native = response.native
         if native is None or native[0] != NAME or not _has_client_ids(call):
             return response
@@ -250,7 +248,6 @@ class Ids:
     def client_ids_stream(
         self, call: Call, first: list[Chunk], rest: Iterator[Chunk]
     ) -> tuple[list[Chunk], Iterator[Chunk]]:
-        """Return the parts of a stream with the ids that the client gets."""
         named = call.ids is not None or call.request.params.get("background")
         if not _has_client_ids(call) or (not named and self.plain(call.caller)):
             return first, rest

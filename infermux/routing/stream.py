@@ -72,7 +72,9 @@ class Stream:
             self.settle(error)
             raise
         except Exception as error:  # inline: ProviderGuard would cost two calls per event
-            raise self._provider_failed(error) from error
+            ours = provider_failed(self.call.provider, error)
+            self.settle(ours)
+            raise ours from error
         return chunk
 
     def __del__(self) -> None:
@@ -119,11 +121,6 @@ class Stream:
             cost_usd=call.cost_usd,
             latency_ms=call.latency_ms,
         )
-
-    def _provider_failed(self, error: Exception) -> InferMuxError:
-        ours = provider_failed(self.call.provider, error)
-        self.settle(ours)
-        return ours
 
     def _end(self) -> None:
         """Record the end of a complete stream, and cache its answer if it may be cached."""

@@ -207,7 +207,6 @@ class TargetPool:
         return limits[0] is None or limits[1] is None or limits[0] > limits[1]
 
     def breakers(self) -> dict[Target, CircuitBreaker]:
-        """Return the breaker of every target that has been called."""
         return dict(self._breakers)
 
     def retry_budget(self, provider: str) -> RetryBudget:

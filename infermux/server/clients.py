@@ -239,7 +239,6 @@ class SecureClient(Client):
         """Do nothing: the size of the records is unknown."""
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Encrypt *data* and send it."""
         view = memoryview(data).cast("B")
         while view:
             view = view[self._tls.write(view[:BLOCK_BYTES]) :]

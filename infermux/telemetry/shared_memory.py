@@ -171,7 +171,6 @@ class SharedMemory:
             slot.add(key)
 
     def others(self) -> list[WorkerSlot]:
-        """Return the slots of the other live workers."""
         found = []
         with self._lock:  # the kernel's locks do not exclude threads of the same process
             for number in range(SLOTS):

@@ -77,14 +77,10 @@ def admitted(api: Api) -> Caller:
             read_body()  # else a client still sending would miss the response
         else:
             refuse_body()
-        raise _recorded(api, caller)
+        error = Overloaded(FULL)
+        api.router.finish(start_call(api, InferRequest("", []), caller), error)
+        raise error
     return caller
-
-
-def _recorded(api: Api, caller: Caller) -> Overloaded:
-    error = Overloaded(FULL)
-    api.router.finish(start_call(api, InferRequest("", []), caller), error)
-    return error
 
 
 def request_key() -> str:

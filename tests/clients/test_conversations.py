@@ -380,6 +380,8 @@ class Talk:
         said = self.answer(at, params)
         vendor.script[:] = [said]
         model = rng.choice(MODELS[at])
+        if self.kind is Messages and "5-5" in model:  # a client of its own API does not force it
+            params.pop("tool_choice", None)
         params["system"] = self.system
         got = self.client.ask(f"{at}/{model}", self.tools, streamed=rng.random() < 0.5, **params)
         self.check(vendor, said, got)

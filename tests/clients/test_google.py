@@ -274,8 +274,10 @@ def talk(client: Any, target: str, text: str, *, streamed: bool, **options: Any)
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_loop_of_tools_at_a_strict_vendor(strict, target, thinking, streamed):
     vendor, client = strict
-    refused = len(vendor.refused)
-    text, chat = talk(client, target, STEPS, streamed=streamed, thinking_config=THINKING[thinking])
+    refused, config = len(vendor.refused), THINKING[thinking]
+    if target == "gemini" and thinking == "none":  # which its own clients know that it cannot
+        config = {"thinking_budget": 128}
+    text, chat = talk(client, target, STEPS, streamed=streamed, thinking_config=config)
     assert text == "The results are: Rain in Kiel"
     again = chat.send_message('call weather {"city": "Ulm"}')
     assert again.text == "The results are: Rain in Ulm"

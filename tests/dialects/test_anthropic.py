@@ -18,7 +18,7 @@ import pytest
 from infermux import errors
 from infermux.dialects.anthropic import downstream
 from infermux.dialects.anthropic import upstream as wire
-from infermux.dialects.anthropic.requests import version_of
+from infermux.dialects.anthropic.models import version_of
 from infermux.dialects.anthropic.stream import Encoder
 from infermux.dialects.blocks import whole
 from infermux.dialects.parameters import Kind, kinds
@@ -411,6 +411,8 @@ def test_the_address_and_the_headers() -> None:
     assert wire.path(replace(request, op="count_tokens"), stream=False) == "/messages/count_tokens"
     assert wire.auth("k") == {"x-api-key": "k"}
     assert wire.headers(request) == {"anthropic-version": "2023-06-01"}
+    for model, beta in (("claude-opus-5-5", "thinking-binding-controls-2026-08-01"), ("m", None)):
+        assert wire.headers(InferRequest(model=model)).get("anthropic-beta") == beta
     native = replace(request, native=Native("anthropic", strict_json.document("{}")))
     assert wire.headers(native) == {"anthropic-version": "2099-01-01", "anthropic-beta": "a,b"}
     for op in ("embeddings", "completions", "responses"):
@@ -622,6 +624,10 @@ def test_max_tokens_is_always_said(model: str, most: int) -> None:
     assert sent(model=model)["max_tokens"] == most
 
 
+SHOWN = {"type": "adaptive", "display": "summarized"}  # from 4.7 on, omitted unless asked for
+BOUND = SHOWN | {"block_binding": {"prefix_mismatch_behavior": "drop_block"}}
+
+
 @pytest.mark.parametrize(
     ("model", "effort", "limit", "thinking", "config", "most"),
     [
@@ -637,15 +643,25 @@ def test_max_tokens_is_always_said(model: str, most: int) -> None:
             36864,
         ),
         ("claude-opus-4-6", "xhigh", 99, {"type": "adaptive"}, {"effort": "max"}, 99),
-        ("claude-opus-4-7", "xhigh", 99, {"type": "adaptive"}, {"effort": "xhigh"}, 99),
-        ("claude-sonnet-5", "minimal", 99, {"type": "adaptive"}, {"effort": "low"}, 99),
+        ("claude-opus-4-7", "xhigh", 99, SHOWN, {"effort": "xhigh"}, 99),
+        ("claude-sonnet-5", "minimal", 99, SHOWN, {"effort": "low"}, 99),
+        ("claude-haiku-5-5", "none", 99, {"type": "disabled"}, None, 99),
+        ("claude-sonnet-5-5", "none", 99, {"type": "between_tools"}, None, 99),
+        ("claude-opus-5-5", "none", 99, BOUND, {"effort": "low"}, 99),
+        ("claude-opus-5-5", "high", 99, BOUND, {"effort": "high"}, 99),
+        ("claude-fable-5", "none", 99, None, {"effort": "low"}, 99),
     ],
 )
 def test_effort_by_generation(
-    model: str, effort: str, limit: int | None, thinking: JSON, config: JSON | None, most: int
+    model: str,
+    effort: str,
+    limit: int | None,
+    thinking: JSON | None,
+    config: JSON | None,
+    most: int,
 ) -> None:
     body = sent(model=model, reasoning_effort=effort, max_tokens=limit)
-    assert (body["thinking"], body.get("output_config"), body["max_tokens"]) == (
+    assert (body.get("thinking"), body.get("output_config"), body["max_tokens"]) == (
         thinking,
         config,
         most,
@@ -898,6 +914,7 @@ def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
         "role": "assistant",
         "content": [
             {"type": "thinking", "thinking": "x", "signature": ""},
+            {"type": "thinking", "thinking": "z", "signature": "infermux1.W10"},
             {"type": "thinking", "thinking": "y", "signature": "s"},
             {
                 "type": "tool_use",
@@ -914,6 +931,57 @@ def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
         {"type": "thinking", "thinking": "y", "signature": "s"},
         {"type": "tool_use", "id": "a", "name": "f", "input": {}},
     ]
+
+
+BUDGET: JSON = {"type": "enabled", "budget_tokens": 1024}
+ADAPTIVE: JSON = {"type": "adaptive", "display": "omitted"}
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "fits"),
+    [
+        ("claude-opus-4-6", BUDGET, BUDGET),
+        ("claude-opus-4-7", BUDGET, SHOWN),
+        ("claude-sonnet-5-5", BUDGET | {"display": "omitted"}, ADAPTIVE),
+        ("claude-opus-5-5", ADAPTIVE, ADAPTIVE),
+        ("claude-opus-5", {"type": "disabled"}, {"type": "disabled"}),
+        ("claude-sonnet-5-5", {"type": "disabled"}, {"type": "between_tools"}),
+        ("claude-fable-5-1", {"type": "disabled"}, None),
+    ],
+)
+def test_thinking_for_another_claude_is_as_the_model_takes_it(
+    model: str, asked: JSON, fits: JSON | None
+) -> None:
+    body = json.dumps({"model": "claude-sonnet-4-5", "messages": HELLO, "thinking": asked})
+    request = replace(native_request(body, model), dropped=[])
+    got = json.loads(wire.encode_request(request, stream=False))
+    assert got.get("thinking") == fits
+    assert request.dropped == ([] if fits else ["thinking"])
+
+
+@pytest.mark.parametrize("model", ["claude-opus-5-5", "claude-sonnet-5-5", "claude-fable-5-2"])
+def test_a_model_that_cannot_be_forced_to_call_is_asked_to_in_words(model: str) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    one = {"type": "function", "function": {"name": "g"}}
+    for choice, words in (("required", "Call one of the tools."), (one, "Call the tool g.")):
+        said: JSON = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
+        talk = [{"role": "system", "content": "Be kind."}, *HELLO]
+        body = sent(talk, model=model, drop=(told := []), **said)
+        assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
+        assert [block["text"] for block in body["system"]] == ["Be kind.", words]
+        assert told == ["tool_choice"] and len(body["tools"]) == 2
+        request = InferRequest(model=model, messages=HELLO, params=said)
+        assert wire.unsaid(request, model) == ("", True), "another target is tried first"
+        assert sent(talk, model="claude-opus-5", **said)["tool_choice"]["type"] in ("any", "tool")
+
+
+def test_thoughts_that_a_client_wants_to_see_are_summarized() -> None:
+    for model, shown in (
+        ("claude-opus-5", SHOWN),
+        ("claude-opus-4-8", None),
+    ):  # which thinks unasked
+        assert sent(model=model, reasoning_summary="auto").get("thinking") == shown
+        assert "thinking" not in sent(model=model)
 
 
 @pytest.mark.parametrize("model", ["deepseek-v4-pro", "kimi-k2.6"])

@@ -527,7 +527,7 @@ def test_allowed_tools_of_a_chat_client_are_those_that_are_sent(mode):
     ]
     choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": chosen}}
     body = {"messages": HELLO, "tools": tools, "tool_choice": choice}
-    sent = sent_to(anthropic, "claude-sonnet-5-5", body)
+    sent = sent_to(anthropic, "claude-sonnet-5", body)
     assert [each["name"] for each in sent["tools"]] == ["g", "h"]
     assert sent["tool_choice"] == {"type": {"auto": "auto", "required": "any"}[mode]}
     sent = sent_to(gemini, "gemini-3-pro", body)

@@ -944,6 +944,22 @@ def test_parameters(params, want):
 
 
 @pytest.mark.parametrize(
+    ("model", "least"),
+    [
+        ("gemini-2.5-flash", {"thinkingBudget": 0}),
+        ("gemini-2.5-pro", {"thinkingBudget": 128}),
+        ("gemini-3.1-pro", {"thinkingLevel": "low"}),
+        ("gemini-3.5-flash-lite", {"thinkingLevel": "low"}),
+    ],
+)
+def test_a_model_that_must_think_thinks_least(model, least):
+    asked, params = [{"role": "user", "content": "?"}], {"reasoning_effort": "none"}
+    request = InferRequest(model, asked, params=params)
+    body = json.loads(gemini.encode_request(request, stream=False))
+    assert body["generationConfig"] == {"thinkingConfig": least}
+
+
+@pytest.mark.parametrize(
     "params",
     [
         {"n": 1},

@@ -119,7 +119,7 @@ def test_a_search_that_must_be_made_must_be_made(door: str, tool: JSON, choice: 
     _, body = sent(asked(door, "gpt-4.1", tool, choice=choice), "openai")
     own = {"responses": choice, "anthropic": {"type": "web_search"}}[door]
     assert body["tool_choice"] == own
-    _, body = sent(asked(door, MODELS["anthropic"], tool, choice=choice), "anthropic")
+    _, body = sent(asked(door, "claude-sonnet-5", tool, choice=choice), "anthropic")
     own = {"type": "tool", "name": "web_search"}
     assert body["tool_choice"] == (choice if door == "anthropic" else own)
     request = asked(door, MODELS["gemini"], tool, choice=choice)

@@ -197,6 +197,61 @@ def test_an_effort_goes_where_the_model_takes_it(front, vendors, model, effort):
     assert ("reasoning_effort" in told(answer)) == (effort is None)
 
 
+SAMPLED = {"temperature": 0.5, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "sent"),
+    [
+        ("gpt-4.1", None, SAMPLED),
+        ("gpt-5.2", None, SAMPLED),  # which does not reason unasked
+        ("gpt-5.2", "none", SAMPLED | {"reasoning_effort": "none"}),
+        ("gpt-5.2", "low", {"reasoning_effort": "low"}),
+        ("gpt-5.5", None, {}),
+        ("gpt-5.5", "none", SAMPLED | {"reasoning_effort": "none"}),
+        ("gpt-6-luna", None, {}),
+        ("gpt-6.1-sol", "none", {"reasoning_effort": "low"}),  # it cannot but reason
+        ("gpt-6-astra", "minimal", {"reasoning_effort": "low"}),
+        ("gpt-5.3-chat-latest", None, SAMPLED),
+    ],
+)
+@pytest.mark.parametrize("door", ["openai", "anthropic"])
+def test_a_model_samples_as_it_is_told_only_while_it_does_not_reason(
+    front, vendors, door, model, effort, sent
+):
+    well(vendors, "openai")
+    body = HELLO | SAMPLED | {"model": "x", "max_tokens": 50}
+    if effort and door == "anthropic":
+        think = {"type": "adaptive"} if effort == "low" else {"type": "between_tools"}
+        think = {"type": "disabled"} if effort == "none" else think
+        body |= {"thinking": think, "output_config": {"effort": "low"}}
+    elif effort:
+        body |= {"reasoning_effort": effort}
+    path = ANTHROPIC if door == "anthropic" else "/v1/chat/completions"
+    answer = front("openai", models={"openai": model}).ask(path, body)
+    assert answer.status == 200, answer.data
+    found = vendors["openai"].seen[-1].body
+    names = SAMPLED.keys() | {"reasoning_effort"}
+    own = {"reasoning_effort": effort} if door == "openai" and effort else {}  # as it came
+    assert {name: found[name] for name in found.keys() & names} == sent | own
+    assert told(answer) >= SAMPLED.keys() - sent.keys()
+
+
+def test_what_googles_command_line_sends_with_every_request_excludes_no_vendor(front, vendors):
+    config = {
+        "temperature": 1,
+        "topP": 0.95,
+        "topK": 64,
+        "thinkingConfig": {"includeThoughts": True},
+    }
+    body = {"contents": [{"parts": [{"text": "Hi"}]}], "generationConfig": config}
+    for vendor in ("openai", "anthropic"):
+        well(vendors, vendor)
+        running = front(vendor)
+        answer = running.ask("/v1beta/models/x:generateContent", body)
+        assert answer.status == 200 and "top_k" not in vendors[vendor].seen[-1].body
+
+
 # -- preferences -----------------------------------------------------------------------------------
 
 

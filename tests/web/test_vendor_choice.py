@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from doors import Front, Vendor, reply, sse
+from doors import AnthropicClient, Front, Vendor, reply, sse
 from openai_vendor import ENCRYPTED, OpenAIVendor
 
 from infermux import HTTPProvider, build
@@ -123,6 +123,25 @@ def test_the_openai_sdk_has_a_tool_loop_by_responses(oai, seen):
         "function_call_output",
     ]
     assert sent[1]["encrypted_content"] == ENCRYPTED
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_of_anthropics_api_returns_what_the_vendor_encrypted(front, seen, stream):
+    """It rides in the signature of the thinking, with and without a summary."""
+    asked = {**MESSAGES, "max_tokens": 500, "stream": stream}
+    asked["tools"] = [{"name": "weather", "input_schema": {"type": "object"}}]
+    for thinking in ({"type": "adaptive"}, {"type": "adaptive", "display": "omitted"}):
+        answer = front.ask("/v1/messages", {**asked, "thinking": thinking})
+        got = (
+            AnthropicClient.fold(sse(answer.data)) if stream else AnthropicClient.read(answer.data)
+        )
+        use = got.message["content"][-1]
+        result = {"type": "tool_result", "tool_use_id": use["id"], "content": "sunny"}
+        turns = [*ASK, got.message, {"role": "user", "content": [result]}]
+        answer = front.ask("/v1/messages", {**asked, "messages": turns, "thinking": thinking})
+        assert answer.status == 200, answer.data
+        item = seen[-1][2]["input"][1]
+        assert (item["type"], item["encrypted_content"]) == ("reasoning", ENCRYPTED)
 
 
 def test_a_client_without_reasoning_details_goes_on_too(oai, seen):

@@ -16,6 +16,8 @@ from ...types import JSON, Usage
 from .. import given, items, obj, strings, text, tier_of, without
 from ..citations import cited, inline
 from ..fitting import joined, strict
+from ..gemini.requests import FORMAT as GOOGLES
+from ..responses.reasoning import pack, unpack
 from ..tools import arguments_of
 from . import NAME
 from .requests import (
@@ -208,24 +210,24 @@ def _result(block: JSON) -> JSON:
 
 
 def _assistant(blocks: list[JSON]) -> JSON:
-    parts, calls = [], []
+    parts, calls, words = [], [], ""
     details: list[JSON] = []
     for block in blocks:
         kind = block["type"]
         if kind == "tool_use":
             calls.append(_call(block))
         elif kind in ("thinking", "redacted_thinking"):
-            if detail := detail_of(block):
-                details.append(detail | {"index": len(details)})
+            packed = unpack(block.get("signature"))
+            found = [detail_of(block)] if packed is None else packed
+            details += [one | {"index": len(details) + n} for n, one in enumerate(found) if one]
+            words += text(block.get("thinking"))
         else:
             parts.append(_part(block))
     message: JSON = {"role": "assistant", "content": joined(parts) if parts or not calls else None}
     if calls:
         message["tool_calls"] = calls
     if details:
-        if words := "".join(detail.get("text", "") for detail in details):
-            message["reasoning_content"] = words
-        message["reasoning_details"] = details
+        message |= {"reasoning_details": details} | ({"reasoning_content": words} if words else {})
     return message
 
 
@@ -294,8 +296,9 @@ def encode_response(response: InferResponse) -> JSON:
     if "input_tokens" in response.extra:
         return {"input_tokens": response.extra["input_tokens"]}
     content = [block for detail in response.details if (block := thought_of(detail))]
-    if response.reasoning and not content:
-        content = [{"type": "thinking", "thinking": response.reasoning, "signature": ""}]
+    signature = "" if content else sealed(response.details)
+    if signature or (response.reasoning and not content):
+        content = [{"type": "thinking", "thinking": response.reasoning, "signature": signature}]
     if response.content:
         content += [_text(*each) for each in cited(response.content, response.annotations)]
     if response.refusal:
@@ -351,6 +354,15 @@ def message_of(
         "stop_sequence": None,
         "usage": usage,
     }
+
+
+def sealed(details: Iterable[JSON]) -> str:
+    """Return a signature that holds details that another vendor signed, or "" without any.
+
+    Google's come after the text, where this format has no thoughts.
+    """
+    held = [one for one in details if one.get("format") != GOOGLES]
+    return pack(held) if any(one.get("data") or one.get("signature") for one in held) else ""
 
 
 def thought_of(detail: JSON) -> JSON | None:

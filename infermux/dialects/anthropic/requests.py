@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..searches import OPTIONS, moved, of_anthropic
 from ..sizes import MIN_THINKING_BUDGET
 from ..tools import arguments_of, leave_out, with_functions
 from . import NAME, PARAMETERS
+from .models import OFF, SAMPLING, SHOWN, bound, fitted_thinking, refused, version_of
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed
 # Thinking budgets in tokens by effort; models from 4.6 on have an effort parameter.
@@ -45,10 +46,7 @@ BUDGETS = {
     "xhigh": 32768,
     "max": 32768,
 }
-OFF = {"type": "disabled"}
 INDEX = "encrypted_index"  # of a web citation
-SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
-SAMPLING = frozenset(SAMPLING_DEFAULTS)
 # Params that are translated even if their value is neutral.
 KEPT = frozenset({"parallel_tool_calls", "service_tier"})
 CHOICES = {"auto": "auto", "none": "none", "required": "any"}
@@ -66,6 +64,7 @@ KNOWN = frozenset(
         *(COUNTED | OWN | SAMPLING),
         *("max_tokens", "max_completion_tokens", "stop", "user", "safety_identifier", "metadata"),
         *("service_tier", "stream_options"),  # every stream has usage anyway
+        "reasoning_summary",
     }
 )
 EXPRESSED = KNOWN | {OPTIONS, "citations", "file.filename", "is_error", "tools.strict"}
@@ -86,7 +85,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     unthought = calls_without_thought(turns)
     body |= {"messages": turns} | _params(request, drop, unthought=unthought)
     search.add(body, drop, {"type": "tool", "name": "web_search"})
-    return body
+    return bound(body, request.model, drop)
 
 
 def calls_without_thought(turns: Sequence[JSON]) -> bool:
@@ -235,15 +234,15 @@ def _assistant(message: JSON, drop: Drop) -> str | list[JSON]:
     calls = items(message.get("tool_calls"))
     found = [thinking_block(detail) for detail in items(message.get("reasoning_details"))]
     bare = bool(message.get("reasoning_content"))  # then a signature alone lost its words
-    thoughts = [one for one in found if one and _is_signed(one, bare)]  # others are refused
+    thoughts = [  # others are refused
+        one
+        for one in found
+        if one and one.get("signature", 1) and (one.get("thinking", 1) or not bare)
+    ]
     if isinstance(content, str) and not (thoughts or refusal or calls):
         return _content(content, drop)
     uses = [block for call in calls if (block := _tool_use(call, drop))]
     return [*thoughts, *_blocks(content, drop), *_blocks(refusal, drop), *uses]
-
-
-def _is_signed(block: JSON, bare: bool) -> bool:
-    return bool(block.get("signature", 1) and (block.get("thinking", 1) or not bare))
 
 
 def thinking_block(detail: JSON) -> JSON | None:
@@ -315,7 +314,10 @@ def _params(request: InferRequest, drop: Drop, *, unthought: bool = False) -> JS
     limit = min((limit for limit in limits if limit is not None), default=None)
     forced = obj(body.get("tool_choice")).get("type") in ("any", "tool")
     forced_off = forced or (unthought and version < (4, 6))
-    thinking = _thinking(params, version, limit, forced=forced_off, drop=drop)
+    thinking = _thinking(params, request.model, limit, forced=forced_off, drop=drop)
+    shown = params.get("reasoning_summary") or fitting.shows_thoughts(request)
+    if shown and "reasoning_effort" not in params and version >= (5, 0):  # which think unasked
+        thinking = {"thinking": SHOWN}
     config = dict(typed(params, "output_config", dict) or {})
     config |= thinking.pop("output_config", {}) | _format(params, drop)
     body = thinking | body | ({"output_config": config} if config else {})
@@ -335,12 +337,6 @@ def _tier(params: JSON, drop: Drop) -> JSON:
     return {"service_tier": TIERS[tier]} if tier in TIERS else {}
 
 
-def version_of(model: str) -> tuple[int, int]:
-    """Return the version in a model id, such as (4, 6), or (0, 0) if there is none."""
-    found = re.search(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2})(?!\d))?(?!\d)", model)
-    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
-
-
 def _max_tokens(model: str, budget: int) -> int:
     """Return a max_tokens, which Anthropic requires, above *budget*."""
     price = find(NAME, model)
@@ -348,20 +344,21 @@ def _max_tokens(model: str, budget: int) -> int:
     return most if most > budget else most + budget
 
 
-def _thinking(
-    params: JSON, version: tuple[int, int], limit: int | None, *, forced: bool, drop: Drop
-) -> JSON:
+def _thinking(params: JSON, model: str, limit: int | None, *, forced: bool, drop: Drop) -> JSON:
     """Translate reasoning_effort: to a level from Claude 4.6 on, else to a token budget."""
-    effort = typed(params, "reasoning_effort", str)
+    effort, version = typed(params, "reasoning_effort", str), version_of(model)
     if effort is None or effort == "none":
-        return {"thinking": OFF} if effort else {}
+        least = fitted_thinking(OFF, model)
+        told = {"thinking": least} if least else {"output_config": {"effort": "low"}}
+        return told if effort else {}
     if effort not in BUDGETS:  # another vendor's
         unsupported("reasoning_effort", NAME, drop)
         return {}
     if version >= (4, 6):
         highest = "xhigh" if version > (4, 6) else "max"
         level = {"minimal": "low", "xhigh": highest}.get(effort, effort)
-        adaptive: JSON = {} if forced else {"thinking": {"type": "adaptive"}}
+        thinking = SHOWN if version > (4, 6) else {"type": "adaptive"}
+        adaptive: JSON = {} if forced else {"thinking": thinking}
         return adaptive | {"output_config": {"effort": level}}
     if forced or (0, 0) < version < (3, 7) or (limit is not None and limit <= MIN_THINKING_BUDGET):
         unsupported("reasoning_effort", NAME, drop)
@@ -370,13 +367,6 @@ def _thinking(
     if limit is not None and limit <= budget:
         budget = max(MIN_THINKING_BUDGET, limit // 2)
     return {"thinking": {"type": "enabled", "budget_tokens": budget}}
-
-
-def refused(params: Mapping[str, Any], model: str) -> list[str]:
-    """Return the sampling params that the model refuses: from Claude 4.7 on, all but defaults."""
-    if SAMPLING.isdisjoint(params) or version_of(model) < (4, 7):
-        return []
-    return [name for name in sorted(SAMPLING) if params.get(name) not in SAMPLING_DEFAULTS[name]]
 
 
 def _sampling(params: JSON, model: str, *, thinks: bool, drop: Drop) -> JSON:

@@ -9,7 +9,7 @@ from ...errors import InferMuxError
 from ...protocol import strict_json
 from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
-from ..blocks import CITED, TOOL, BlockWriter, Key
+from ..blocks import CITED, TOOL, BlockWriter, Key, add_detail
 from ..citations import URL
 from . import NAME
 from .downstream import (
@@ -18,6 +18,7 @@ from .downstream import (
     encode_usage,
     message_of,
     pictures,
+    sealed,
     stop_reason,
     thought_of,
     tool_use_of,
@@ -25,7 +26,6 @@ from .downstream import (
 
 
 def event(name: str, members: JSON) -> bytes:
-    """Return an event with its name also in its data."""
     data = strict_json.encode({"type": name, **members})
     return f"event: {name}\ndata: ".encode() + data + b"\n\n"
 
@@ -44,6 +44,7 @@ class Encoder(BlockWriter):
         self._reason: str | None = None
         self._usage = Usage()
         self._called = False
+        self._details: list[JSON] = []  # of the open thinking, if another vendor's
 
     def encode(self, chunk: Chunk) -> bytes:
         if self._native and chunk.native is not None and chunk.dialect == NAME:
@@ -107,13 +108,17 @@ class Encoder(BlockWriter):
 
     def grow(self, key: Key, piece: JSON) -> bytes:
         head = self.cite([]) if self._uncited else b""
+        for detail in piece.get("details", ()):
+            add_detail(self._details, detail)
         return head + b"".join(map(self._delta, _deltas(piece)))
 
     def _delta(self, delta: JSON) -> bytes:
         return event("content_block_delta", {"index": self._index, "delta": delta})
 
     def finish(self, key: Key) -> bytes:
-        return event("content_block_stop", {"index": self._index})
+        signature, self._details = sealed(self._details), []
+        deltas = map(self._delta, _deltas({"signature": signature}))
+        return b"".join(deltas) + event("content_block_stop", {"index": self._index})
 
 
 def _deltas(piece: JSON) -> list[JSON]:
@@ -133,8 +138,9 @@ def _pieces(chunk: Chunk, texts: int) -> list[tuple[Key, JSON]]:
         for detail in chunk.details
         if (block := thought_of(detail))
     ]
-    if chunk.reasoning and not pieces:
-        pieces.append((("thinking", None), {"thinking": chunk.reasoning}))
+    if not pieces and (chunk.reasoning or sealed(chunk.details)):
+        thought = {"thinking": chunk.reasoning, "details": chunk.details}
+        pieces.append((("thinking", None), thought))
     spoken = (chunk.text, chunk.refusal)
     pieces += [(("text", texts), {"text": words}) for words in spoken if words]
     if chunk.annotations:  # the text after them is not what they are about

@@ -6,7 +6,7 @@ traffic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ...errors import ProviderError, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
@@ -39,8 +39,9 @@ from ..citations import citation
 from ..fitting import ANTHROPIC_CALL_ID
 from ..openai.requests import KEEPS_REASONING
 from ..parameters import Drop, Unsaid, hint
+from ..responses.reasoning import is_packed
 from . import NAME
-from .caching import breakpoints
+from .models import BETA, BINDS, breakpoints, fitted_thinking, refused
 from .requests import (
     INDEX,
     THINKING_FORMAT,
@@ -48,7 +49,6 @@ from .requests import (
     calls_without_thought,
     is_empty,
     reading,
-    refused,
     string,
     translated,
 )
@@ -91,7 +91,8 @@ def auth(key: str) -> dict[str, str]:
 
 def headers(request: InferRequest) -> dict[str, str]:
     """Return anthropic-version and -beta; the client's only count if its body is passed on."""
-    own = {} if request.body_in(NAME) is None else request.headers
+    own: Mapping[str, str] = {"anthropic-beta": BETA} if BINDS.search(request.model) else {}
+    own = own if request.body_in(NAME) is None else request.headers
     return {"anthropic-version": VERSION} | {
         name.lower(): value for name, value in own.items() if name.lower() in FORWARDED
     }
@@ -130,7 +131,11 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
             turns = [own for own, turn in kept if own.get("content") or own == turn]
             new["messages"] = turns
         out = refused(body.value, request.model)
-        if _budgets(body.value) and calls_without_thought(turns):
+        thinking = members(body.value.get("thinking"))
+        if (fits := fitted_thinking(thinking, request.model)) != thinking:
+            new |= {"thinking": fits} if fits else {}
+            out += [] if fits else ["thinking"]
+        elif thinking.get("type") == "enabled" and calls_without_thought(turns):
             # refused where another vendor gave the calls; context_management may need thinking
             out += {"thinking", "context_management"} & body.value.keys()
     if request.cache_key and request.op == CHAT:
@@ -140,11 +145,6 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
             hint(name, drop)
         return request.encode(without(body.value, *out) | new)
     return body.replaced(new)
-
-
-def _budgets(value: JSON) -> bool:
-    thinking = value.get("thinking")
-    return isinstance(thinking, dict) and thinking.get("type") == "enabled"
 
 
 def _is_foreign(turns: list[JSON], signs: bool) -> bool:
@@ -161,7 +161,7 @@ def _is_foreign(turns: list[JSON], signs: bool) -> bool:
         for block in content:
             kind = block.get("type")
             if kind == "thinking":
-                if signs and not block.get("signature"):
+                if signs and not _is_own(block):
                     return True
             elif kind == "text":
                 words = block.get("text") if turn.get("role") == "assistant" else None
@@ -189,10 +189,15 @@ def _own_blocks(turn: JSON, signs: bool) -> JSON:
     kept = (
         block
         for block in content
-        if (block.get("signature") or not signs or block.get("type") != "thinking")
+        if (not signs or block.get("type") != "thinking" or _is_own(block))
         and not (said and is_empty(block))
     )
     return turn | {"content": [_own_block(block) for block in kept]}
+
+
+def _is_own(thinking: JSON) -> bool:
+    signature = thinking.get("signature")
+    return bool(signature) and not is_packed(signature)
 
 
 def _own_block(block: JSON) -> JSON:

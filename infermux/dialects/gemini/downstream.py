@@ -31,12 +31,13 @@ _NUMBERS = {
     "frequencyPenalty": "frequency_penalty",
 }
 _INTEGERS = {"maxOutputTokens": "max_tokens", "topK": "top_k", "seed": "seed"}
-# What asks only for what every vendor does anyway.
+# What asks only for what every vendor, or Google, does anyway.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "candidateCount": (1,),
     "responseMimeType": ("text/plain",),
     "responseModalities": (["TEXT"], ["Text"], ["text"], [1]),
     "responseLogprobs": (False,),
+    "top_k": (64,),  # the default of Google's models, which its CLI sends
     "enableEnhancedCivicAnswers": (False,),
     "safetySettings": ([],),
 }

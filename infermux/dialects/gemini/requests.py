@@ -147,7 +147,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         request = fitting.instructed(request, drop, lambda schema: False)
     search = moved(request, lambda found: of_google(found, drop))
     request = with_functions(search.request, NAME, drop)
-    talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))
+    talk = _Conversation(drop, key, signs=(signs := wants_signatures(model_of(request))))
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
     talk.contents = talk.contents or [{"role": "user", "parts": [{"text": BEGIN}]}]
@@ -164,6 +164,9 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
+    if config.get("thinkingConfig") == {"thinkingBudget": 0}:  # which the Pros and Gemini 3 refuse
+        budget = {"thinkingBudget": 128 if "-pro" in request.model else 0}
+        config["thinkingConfig"] = {"thinkingLevel": "low"} if signs else budget
     search.add(body, drop)
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)

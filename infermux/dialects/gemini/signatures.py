@@ -30,7 +30,7 @@ def standard_base64(data: str) -> str:
 
 def packed(details: list[JSON]) -> str:
     """Return a signature that holds other vendors' signed details, or "" if there is none."""
-    signed = [one for one in details if _is_signed(one)]
+    signed = [one for one in details if one.get("signature") or one.get("data")]
     if not signed:
         return ""
     own = [one for one in signed if one.get("format") == FORMAT]
@@ -38,10 +38,6 @@ def packed(details: list[JSON]) -> str:
         signature: Any = own[0].get("signature") or own[0].get("data")
         return str(signature)
     return b64encode(_MARK + strict_json.encode(signed)).decode()
-
-
-def _is_signed(detail: JSON) -> bool:
-    return bool(detail.get("signature") or detail.get("data"))
 
 
 def unpacked(signature: str) -> list[JSON] | None:
@@ -71,9 +67,8 @@ def _own_content(content: Any, signs: bool) -> Any:
     if not isinstance(parts, list):
         return content
     own = [_own_part(part) if isinstance(part, dict) else part for part in parts]
-    kept = [part for part in own if part]
-    calls = [n for n, part in enumerate(kept) if isinstance(part, dict) and part.keys() & _CALLS]
-    first = calls[0] if calls and signs else None
+    kept, calls = [part for part in own if part], {"functionCall", "function_call"}
+    first = next((n for n, part in enumerate(kept) if signs and calls & {*members(part)}), None)
     if first is not None and not any(map(kept[first].get, _SIGNATURES)):
         kept[first] = kept[first] | {"thoughtSignature": SKIP}  # the first of parallel calls has it
     return content | {"parts": kept} if kept else None

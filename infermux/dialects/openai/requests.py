@@ -53,6 +53,8 @@ _TAKES_NONE = (
     (re.compile(r"(ft:)?(o\d|gpt-5(-(mini|nano|pro|codex)\b|-20|$))"), {*_SAMPLING, "prediction"}),
     (re.compile(r"o\d"), {"parallel_tool_calls", "verbosity"}),
 )
+# These models take params of sampling only if they do not reason, as those of the group do unasked.
+_REASONS = re.compile(r"(?:ft:)?gpt-(?:5\.[1-4]|(5\.\d|[6-9]|\d\d))(?!.*-chat)")
 _REFUSABLE = frozenset[str]().union(*(names for _, names in _TAKES_NONE))
 _NO_EFFORT_WITH_TOOLS = re.compile(r"(ft:)?gpt-(5\.([4-9]|\d\d)|[6-9]|\d\d)")  # except "none"
 # Efforts in rising order, and those of models that do not accept all of them.
@@ -61,6 +63,7 @@ _SOME_EFFORTS = (
     (re.compile(r"o\d"), _EFFORTS[2:5]),
     (re.compile(r"gpt-5\.1"), ("none", *_EFFORTS[2:5])),
     (re.compile(r"gpt-5(?!\.)"), _EFFORTS[1:5]),
+    (re.compile(r"gpt-(6-astra|6\.1-sol|[7-9]|\d\d)"), _EFFORTS[2:]),
     (re.compile(r"gpt-"), ("none", *_EFFORTS[2:])),
 )
 _OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
@@ -88,6 +91,9 @@ def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list
     if _REFUSABLE.isdisjoint(params):
         return []
     found = {name for pattern, names in _TAKES_NONE if pattern.match(model) for name in names}
+    if reasons := _REASONS.match(model):
+        effort = params.get("reasoning_effort") or ("medium" if reasons[1] else "none")
+        found |= _SAMPLING.keys() if nearest_effort(effort, model) != "none" else set()
     if chat and params.get("tools") and params.get("reasoning_effort") != "none":
         found |= {"reasoning_effort"} if _NO_EFFORT_WITH_TOOLS.match(model) else set()
     return [

@@ -190,7 +190,7 @@ def _read(body: JSON, choice: JSON, said: JSON, **fields: Any) -> Chunk:
     usage = body.get("usage") or (body.get("x_groq") or {}).get("usage")
     return Chunk(
         content,
-        _reasoning(said) or thinking,
+        text(said.get("reasoning_content")) or text(said.get("reasoning")) or thinking,
         text(said.get("refusal")),
         _deltas(said.get("tool_calls")),
         finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
@@ -238,10 +238,6 @@ def _content(value: object) -> tuple[str, str]:
         else:
             words.append(text(part.get("text")))
     return "".join(words), "".join(thoughts)
-
-
-def _reasoning(message: JSON) -> str:
-    return text(message.get("reasoning_content")) or text(message.get("reasoning"))
 
 
 def _tool_call(call: JSON) -> JSON:

@@ -209,7 +209,6 @@ class Answer:
     # the items
 
     def reasoning(self, number: int, parts: Iterable[str] = (), encrypted: str = "") -> JSON:
-        """Return a reasoning item with the *parts* of its summary."""
         item = {
             "id": self.ident("reasoning", number),
             "type": "reasoning",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ...protocol import strict_json
 from ...types import JSON
-from .. import listed, require
+from .. import listed, require, word
 
 FORMAT = "openai-responses-v1"  # of details that a vendor of this dialect encrypted
 PREFIX = "infermux1."
@@ -62,7 +62,7 @@ def details_of(item: JSON, place: str) -> tuple[str, list[JSON]]:
     encrypted = item.get("encrypted_content")
     packed = unpack(encrypted)
     if packed is not None:
-        return spoken or "".join(_text(one) for one in packed), packed
+        return spoken or "".join(word(one.get("text")) for one in packed), packed
     if encrypted:
         data = require(encrypted, f"{place}.encrypted_content", str)
         details.append({"type": "reasoning.encrypted", "data": data})
@@ -74,8 +74,3 @@ _TEXTS = (
     ("summary", "reasoning.summary", "summary"),
     ("content", "reasoning.text", "text"),
 )
-
-
-def _text(detail: JSON) -> str:
-    words = detail.get("text")
-    return words if isinstance(words, str) else ""

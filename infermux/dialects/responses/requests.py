@@ -112,17 +112,7 @@ def with_summary(body: JSON, request: InferRequest) -> JSON:
 
 def asks_thoughts(request: InferRequest) -> bool:
     """Whether a client of another API wants to see the thoughts of a model that can."""
-    native = request.native
-    if native is None or native.dialect == NAME or not _SUMMARIZES.match(request.model):
-        return False
-    body = obj(native.body.value)
-    if native.dialect == "anthropic":
-        thinking = obj(body.get("thinking"))
-        shown = thinking.get("type") in ("enabled", "adaptive")
-        return shown and thinking.get("display") != "omitted"
-    config = obj(body.get("generationConfig") or body.get("generation_config"))
-    config = obj(config.get("thinkingConfig") or config.get("thinking_config"))
-    return True in (config.get("includeThoughts"), config.get("include_thoughts"))
+    return _SUMMARIZES.match(request.model) is not None and fitting.shows_thoughts(request)
 
 
 def _params(request: InferRequest, drop: Drop) -> JSON:

@@ -22,7 +22,6 @@ class Place(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The words."""
         value = self.holder.get(self.key)
         if isinstance(value, str):
             return value
@@ -56,7 +55,6 @@ class Places:
         return [place for name, place in self._found if name == "arguments"]
 
     def text(self, kind: str) -> str:
-        """Return the words of a kind."""
         return "".join(place.text for place in self.of(kind)[0])
 
     @property

@@ -73,7 +73,6 @@ def _says(after: InferRequest, read: InferRequest, before: InferRequest) -> bool
 
 
 def _changed(before: InferRequest, after: InferRequest) -> set[str]:
-    """Return the names of the params that differ."""
     was, now = before.params, after.params
     names = was.keys() | now.keys()
     return {name for name in names if was.get(name, _NOTHING) != now.get(name, _NOTHING)}

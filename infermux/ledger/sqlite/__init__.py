@@ -301,7 +301,6 @@ class SQLiteLedger(Ledger):
             raise
 
     def _connection(self, process: _Process, place: Place) -> Connection:
-        """Return the connection of *place*, opened if there is none."""
         connection: Connection | None = getattr(place, "connection", None)
         if connection is None or connection.closed:
             if not process.opening.acquire(timeout=self._busy):  # fair, unlike the file's lock

@@ -177,7 +177,6 @@ class HookedStream(Stream):
         return self._respread(tail, response, made)
 
     def _copy(self) -> StreamAccumulator:
-        """Return an accumulator of what has been sent."""
         return self._sent.copy()
 
     def _respread(

@@ -62,7 +62,6 @@ def upload_file(api: Api) -> Response:
 
 
 def create_batch(api: Api) -> Response:
-    """Create a batch at the provider that has its input file."""
     caller = _admitted(api)
     body = json_body(strict_json.document)
     given = body.value.get("input_file_id")

@@ -77,7 +77,6 @@ def named(api: Api, op: str) -> Api:
 
 
 def wanted_provider() -> str:
-    """Return the provider that the client names, or ""."""
     name: str = request.environ.get("HTTP_X_INFERMUX_PROVIDER", "")
     return name.strip()
 
