@@ -32,6 +32,7 @@ from .web.http import (
     json_response,
     plain_error,
     refuse_long_body,
+    unexpected,
     with_request_id,
 )
 from .web.mist import mist_blueprint
@@ -184,5 +185,4 @@ def _allowed() -> str:
 
 
 def _bug(error: Exception) -> Response:
-    log.error("a request failed unexpectedly", exc_info=error)
-    return error_response(errors.InferMuxError("internal error"), plain_error)
+    return error_response(unexpected(error, "a request"), plain_error)

@@ -56,6 +56,7 @@ LINGER_READS, LINGER_BYTES = 16, 4096  # maximum reads, and bytes of each
 STATUSES = {  # by the name of gunicorn's exception; others are 400
     "LimitRequestLine": 414,
     "LimitRequestHeaders": 431,
+    "ConfigurationProblem": 400,  # a SCRIPT_NAME from a proxy that does not fit the path
     "ExpectationFailed": 417,
     "UnsupportedTransferCoding": 501,
     "ForbiddenProxyRequest": 403,

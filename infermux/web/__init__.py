@@ -27,6 +27,7 @@ from .http import (
     current_request,
     error_response,
     refuse_long_body,
+    unexpected,
     with_request_id,
 )
 from .sse import START, with_early_start
@@ -99,8 +100,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
         except HTTPException:
             raise
         except Exception as error:
-            log.exception("a request failed unexpectedly")
-            response = error_response(InferMuxError("internal error"), api.render)
+            response = error_response(unexpected(error, "a request"), api.render)
             forget(error)
         finally:
             if BODY in request.environ:  # a stream releases it at its end

@@ -17,7 +17,7 @@ from ..planning.call import Call
 from ..routing.router import Router
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import BODY, Api, BytesResponse, call_headers, current_request
+from .http import BODY, Api, BytesResponse, call_headers, current_request, unexpected
 
 BEAT_SECONDS = 1.0  # between heartbeats before the first content
 START = "infermux.start_response"  # key in the WSGI environ
@@ -167,8 +167,7 @@ class EarlyHead:
 def failure(error: Exception, encoder: Encoder) -> bytes:
     """Return the error event for *error*."""
     if not isinstance(error, InferMuxError):  # report a bug as an error, not as the end
-        log.error("a stream failed unexpectedly", exc_info=error)
-        error = InferMuxError("internal error")
+        error = unexpected(error, "a stream")
     return encoder.error(error)
 
 
