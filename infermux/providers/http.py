@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
+from urllib.parse import urldefrag, urljoin, urlsplit
 
 from requests import PreparedRequest
 
@@ -304,6 +305,10 @@ class HTTPProvider(Provider):
         adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
         try:
             answer = adapter.post(prepared, exchange)
+            moved = answer.status_code in (307, 308) and passing.is_repeatable(request)
+            if moved and _follows(prepared, answer):
+                exchange.needs_new_connection = True
+                answer = adapter.post(prepared, exchange)
         except ValueError as error:
             if not isinstance(error, FOREIGN):
                 raise ProviderUnavailable("no connection to the provider") from error
@@ -444,3 +449,13 @@ class HTTPProvider(Provider):
             error.hint = "no api_key is configured"
             if self._key is not None:
                 error.hint = f"does {self._key.source or 'its api_key'} hold a valid key?"
+
+
+def _follows(prepared: PreparedRequest, answer: Answer) -> bool:
+    """Let a request follow a redirect, unless to another origin: its vendor alone gets its key."""
+    answer.raw.close()
+    before = prepared.url or ""
+    place = urldefrag(urljoin(before, answer.headers.get("location", ""))).url
+    is_own = place != before and urlsplit(place)[:2] == urlsplit(before)[:2]
+    prepared.url = place if is_own else before
+    return is_own
