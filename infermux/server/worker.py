@@ -192,7 +192,9 @@ class Threads(ThreadPoolExecutor):
         self.submitted += 1
         if not conn.data_ready:  # a new connection
             _bound(conn.sock)
-            if len(conn.client) == 4:  # IPv6, perhaps an IPv4-mapped address
+            if not isinstance(conn.client, tuple):
+                conn.client = ""  # a Unix socket's client may give itself any name
+            elif len(conn.client) == 4:  # IPv6, perhaps an IPv4-mapped address
                 conn.client = (conn.client[0].removeprefix("::ffff:"), conn.client[1])
             if self._certificate is not None:
                 conn.sock = SecureClient(conn.sock, self._readers, self._certificate.context)
