@@ -44,6 +44,7 @@ from .clients import (
 )
 
 KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request
+PIPELINED = 16  # busy threads, up to which clients that do not wait for answers are served further
 STARTS_PER_TURN = 2  # requests of a burst started together; each may need a thread
 TURN_SECONDS = 0.001  # minimum time between such starts
 ACCEPTS_PER_TURN = 256  # connections accepted per turn in a burst
@@ -290,8 +291,8 @@ class Threads(ThreadPoolExecutor):
         self.current.sock = job.conn.sock if isinstance(job.conn.sock, Client) else CLOSED
         try:
             kept = job.function(job.conn)
-            while kept is True and self._next_follows(job.conn.sock):
-                kept = job.function(job.conn)
+            while kept is True and (follows := self._next_follows(job.conn.sock)) is not False:
+                kept = follows and job.function(job.conn)
             if not kept:
                 self._close(job.conn)
             return kept
@@ -303,14 +304,17 @@ class Threads(ThreadPoolExecutor):
         """Whether at least half of the threads are free."""
         return 2 * len(self._busy) <= self.size
 
-    def _next_follows(self, sock: Any) -> bool:
-        """Whether the next request arrives at once; wait only if half the threads are free."""
+    def _next_follows(self, sock: Any) -> bool | None:
+        """Whether the next request arrives at once; wait only if half the threads are free.
+
+        None: else a client that does not wait for its answers is not served further.
+        """
         is_there = bool(self.current.unreader.buf.getvalue())  # already read
         if not isinstance(sock, Client):
             return is_there  # poll() does not see data that TLS has buffered
         sock.begin()
         if is_there or sock.holds_more:
-            return True
+            return (self._is_calm and len(self._busy) <= PIPELINED) or None
         if not self._is_calm or not is_readable(sock, KEEP_THREAD_SECONDS):
             return False
         if self._readers.used < self._eager:
