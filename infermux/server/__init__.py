@@ -37,8 +37,8 @@ log = logging.getLogger("infermux")
 
 PORT = 8600
 ADDRESS = re.compile(r"(\[[^\[\]]*\]|[^:]*):(\d{1,5})", re.ASCII)
-MIN_CONNECTIONS = 4096  # per worker, approximately
-MAX_DESCRIPTORS = 65536  # per process, if allowed; a call uses several
+CONNECTIONS = 16384  # per worker, approximately; idle ones keep nobody else out
+MAX_DESCRIPTORS = 65536  # per process, if allowed
 LARGE_BLOCK = 1024 * 1024  # bytes; malloc maps larger ones
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 GC_THRESHOLD = 10_000  # new objects between garbage collections
@@ -75,13 +75,14 @@ def load() -> dict[str, Any]:
 
 
 def options(server: Server) -> dict[str, Any]:
+    connections = min(CONNECTIONS, _descriptors() - 4 * server.threads)  # a call uses several
     return {
         "bind": f":{PORT}",
         "worker_class": "infermux.server.worker.Worker",
         "workers": server.workers,
         "threads": server.threads,
         # more than threads: idle and slowly sending clients hold no thread
-        "worker_connections": server.threads * max(4, -(-MIN_CONNECTIONS // server.threads)),
+        "worker_connections": server.threads * max(4, -(-connections // server.threads)),
         "keepalive": 30,
         "graceful_timeout": server.graceful_timeout,
         "accesslog": None,
@@ -226,13 +227,8 @@ def _renew(config: Config) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Prepare a new worker's process for many threads."""
-    import resource  # POSIX only, like gunicorn
-
     sys.setswitchinterval(SWITCH_SECONDS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    _descriptors(raised=True)
     stream.drain_with(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         # --threads overrides the file; --preload may have made routers before
@@ -240,6 +236,17 @@ def post_fork(server: Any, worker: Any) -> None:
         build.pinned = replace(build.pinned, server=threads)
         build.resize(build.pinned)
     status.start()
+
+
+def _descriptors(*, raised: bool = False) -> int:
+    """Return how many descriptors a worker may have; set this process's limit if it is *raised*."""
+    import resource  # POSIX only, like gunicorn
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+    if raised and soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def post_worker_init(worker: Any) -> None:

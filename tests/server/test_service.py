@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import re
+import resource
 import signal
 import socket
 import sys
@@ -515,7 +516,9 @@ def test_gunicorn_finds_a_production_server():
         "1536",
     )
     assert (found["keepalive"], found["accesslog"], found["bind"]) == ("30", "None", "[':8600']")
-    assert int(found["worker_connections"]) > 256 and int(found["worker_connections"]) % 256 == 0
+    descriptors = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] % 2**63, 65536)
+    assert int(found["worker_connections"]) >= min(16384, descriptors - 4 * 1536)
+    assert int(found["worker_connections"]) % 256 == 0
     assert int(found["graceful_timeout"]) >= 30
 
 
