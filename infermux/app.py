@@ -30,9 +30,9 @@ from .web.http import (
     Identify,
     error_response,
     json_response,
+    ours,
     plain_error,
     refuse_long_body,
-    unexpected,
     with_request_id,
 )
 from .web.mist import mist_blueprint
@@ -185,4 +185,4 @@ def _allowed() -> str:
 
 
 def _bug(error: Exception) -> Response:
-    return error_response(unexpected(error, "a request"), plain_error)
+    return error_response(ours(error, "a request"), plain_error)

@@ -46,6 +46,14 @@ _OPENAI = Support(
     searches=True,
 )
 
+_AZURE = Preset(
+    "",
+    dialect="azure",
+    path="/openai?api-version=2024-10-21",
+    address="AZURE_OPENAI_ENDPOINT",
+    keys=("AZURE_OPENAI_API_KEY",),
+    responses=_OPENAI._replace(prefix="/v1", query="api-version=v1"),
+)
 _PRESETS = {
     "openai": Preset(
         "https://api.openai.com/v1",
@@ -71,26 +79,10 @@ _PRESETS = {
         thoughtless=r"(models/)?(gemini-(1|2\.0)|gemma-[1-3]|learnlm)",
         keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     ),
-    "azure": Preset(
-        "",
-        dialect="azure",
-        path="/openai?api-version=2024-10-21",
-        address="AZURE_OPENAI_ENDPOINT",
-        keys=("AZURE_OPENAI_API_KEY",),
-        responses=_OPENAI._replace(prefix="/v1", query="api-version=v1"),
-    ),
+    "azure": _AZURE,
     # the same with a token of Entra, which is a bearer token; the variable is the official SDK's
     # (https://learn.microsoft.com/azure/ai-services/openai/how-to/managed-identity)
-    "azure_entra": Preset(
-        "",
-        dialect="azure",
-        path="/openai?api-version=2024-10-21",
-        vendor="azure",
-        address="AZURE_OPENAI_ENDPOINT",
-        keys=("AZURE_OPENAI_AD_TOKEN",),
-        responses=_OPENAI._replace(prefix="/v1", query="api-version=v1"),
-        auth="bearer",
-    ),
+    "azure_entra": _AZURE._replace(vendor="azure", keys=("AZURE_OPENAI_AD_TOKEN",), auth="bearer"),
     # its endpoint with OpenAI's format takes an API key of Bedrock as a bearer token
     # (https://docs.aws.amazon.com/bedrock/latest/userguide/inference-chat-completions.html)
     "bedrock": Preset(

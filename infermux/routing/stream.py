@@ -72,7 +72,9 @@ class Stream:
             self.settle(error)
             raise
         except Exception as error:  # inline: ProviderGuard would cost two calls per event
-            raise self._provider_failed(error) from error
+            ours = provider_failed(self.call.provider, error)
+            self.settle(ours)
+            raise ours from error
         return chunk
 
     def __del__(self) -> None:
@@ -119,11 +121,6 @@ class Stream:
             cost_usd=call.cost_usd,
             latency_ms=call.latency_ms,
         )
-
-    def _provider_failed(self, error: Exception) -> InferMuxError:
-        ours = provider_failed(self.call.provider, error)
-        self.settle(ours)
-        return ours
 
     def _end(self) -> None:
         """Record the end of a complete stream, and cache its answer if it may be cached."""
@@ -183,18 +180,15 @@ class _Drain:
 
     def due(self) -> bool:
         """Return whether open streams must end now."""
-        if self.server.alive:
-            return False
-        now = time.monotonic()
-        self._stopped = now if self._stopped is None else self._stopped
-        return now - self._stopped > self.grace - LAST_EVENT_SECONDS
+        return not self.server.alive and self.left() <= 0
 
     def left(self) -> float:
         """Return the seconds until open streams must end."""
-        self.due()
-        stopped = time.monotonic() if self._stopped is None else self._stopped
-        left = stopped + self.grace - LAST_EVENT_SECONDS - time.monotonic()
-        return max(0.0, left) if self.grace < math.inf else LAST_EVENT_SECONDS
+        now = time.monotonic()
+        if self._stopped is None and not self.server.alive:
+            self._stopped = now
+        passed = 0.0 if self._stopped is None else now - self._stopped
+        return max(0.0, self.grace - LAST_EVENT_SECONDS - passed)
 
 
 _drain = _Drain(SimpleNamespace(alive=True), math.inf)
@@ -202,7 +196,8 @@ _drain = _Drain(SimpleNamespace(alive=True), math.inf)
 
 def time_left() -> float:
     """Return the seconds that this process has before it is killed, if it is shutting down."""
-    return _drain.left()
+    left = _drain.left()
+    return left if left < math.inf else LAST_EVENT_SECONDS
 
 
 def check_draining() -> None:

@@ -7,7 +7,6 @@ A call holds a thread, mostly waiting, for up to a minute, so a worker has many 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import gc
 import importlib
@@ -19,6 +18,7 @@ import socket
 import ssl
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -131,7 +131,7 @@ def when_ready(server: Any) -> None:
             where = f"{_bracketed(place[0])}:{place[1]}"
             public += [] if _is_local(place[0]) else [where]
             where = f"{scheme}://{where}"
-        with contextlib.suppress(OSError):  # stderr may be closed
+        with suppress(OSError):  # stderr may be closed
             os.write(1, f"infermux listening on {where}\n".encode())
     if public and build.settings().keys is None:
         server.log.warning(
@@ -143,7 +143,7 @@ def when_ready(server: Any) -> None:
 
 def _is_local(host: str) -> bool:
     """Whether no other host can reach an address."""
-    with contextlib.suppress(ValueError):  # a host name
+    with suppress(ValueError):  # a host name
         return ip_address(host.partition("%")[0]).is_loopback
     return host == "localhost"
 
@@ -179,7 +179,7 @@ def usable(addr: str) -> str:
     if inherits_sockets():  # from systemd, or from the master that this one replaces
         return addr
     if not name:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             _try_listening("::", port)
             return f"[::]:{port}"
     try:
@@ -228,7 +228,6 @@ def _renew(config: Config) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Prepare a new worker's process for many threads."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    _descriptors(raised=True)
     stream.drain_with(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         # --threads overrides the file; --preload may have made routers before
@@ -238,13 +237,13 @@ def post_fork(server: Any, worker: Any) -> None:
     status.start()
 
 
-def _descriptors(*, raised: bool = False) -> int:
-    """Return how many descriptors a worker may have; set this process's limit if it is *raised*."""
+def _descriptors() -> int:
+    """Take as many descriptors as allowed, also for workers; return how many."""
     import resource  # POSIX only, like gunicorn
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
-    if raised and soft != resource.RLIM_INFINITY and soft < most:
+    if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return most
 
@@ -265,7 +264,7 @@ def _map_large_blocks() -> None:
 
     By default glibc keeps blocks of up to 32 MB, in the arenas of many threads.
     """
-    with contextlib.suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)

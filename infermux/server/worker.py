@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import http
 import os
@@ -25,6 +24,7 @@ import time
 import traceback
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,7 @@ from .clients import (
 )
 
 KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request
-PIPELINED = 16  # busy threads, up to which clients that do not wait for answers are served further
+PIPELINED = 16  # busy threads, above which a client must wait for its answers
 STARTS_PER_TURN = 2  # requests of a burst started together; each may need a thread
 TURN_SECONDS = 0.001  # minimum time between such starts
 ACCEPTS_PER_TURN = 256  # connections accepted per turn in a burst
@@ -103,12 +103,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Accept a connection, or many in a burst, as one may be a health check."""
         self.threads.listen(listener)
         try:
-            super().accept(listener)
             threads = self.threads
-            for _ in range(ACCEPTS_PER_TURN if threads.waiting or threads.arriving else 0):
+            for _ in range(ACCEPTS_PER_TURN):
                 before = threads.submitted
                 super().accept(listener)
-                if threads.submitted == before:
+                if threads.submitted == before or not (threads.waiting or threads.arriving):
                     break
         except OSError as error:
             if not is_shortage(error):
@@ -137,7 +136,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         else:
             sender = addr[0] if addr else "a Unix socket"
             self.log.warning("refused a request from %s: %s", sender, name)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             client.sendall(refusal(status))
 
     def _log_exception(self, message: str, *args: object, **_: object) -> None:
@@ -184,7 +183,7 @@ class Threads(ThreadPoolExecutor):
         """Make the kernel report connections only when data has arrived."""
         if listener not in self._listeners:
             self._listeners.add(listener)
-            with contextlib.suppress(OSError):  # not for Unix sockets
+            with suppress(OSError):  # not for Unix sockets
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
 
     def submit(self, function: Any, /, *args: Any, **options: Any) -> Future[Any]:
@@ -307,7 +306,7 @@ class Threads(ThreadPoolExecutor):
     def _next_follows(self, sock: Any) -> bool | None:
         """Whether the next request arrives at once; wait only if half the threads are free.
 
-        None: else a client that does not wait for its answers is not served further.
+        None: it came before the answer, and threads are short.
         """
         is_there = bool(self.current.unreader.buf.getvalue())  # already read
         if not isinstance(sock, Client):
@@ -325,28 +324,28 @@ class Threads(ThreadPoolExecutor):
     def _close(self, conn: Any) -> None:
         """Close a connection here; the main loop would wait two seconds for the client's FIN."""
         sock, conn.sock = conn.sock, CLOSED
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             sock.shutdown(socket.SHUT_WR)
             end = time.monotonic() + (LINGER_SECONDS if self._is_calm else 0.0)
             for _ in range(LINGER_READS):
                 left = end - time.monotonic()
                 if not is_readable(sock, left) or not socket.socket.recv(sock, LINGER_BYTES):
                     break
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             sock.close()
 
 
 def _refuse(conn: Any, *, status: int) -> bool:
     """Send an error response for a bad request; nothing if no byte has arrived."""
     if conn.sock.seen:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             conn.sock.send(refusal(status), socket.MSG_DONTWAIT)
     return False
 
 
 def _bound(sock: socket.socket) -> None:
     """Set kernel timeouts for a client that neither sends nor reads."""
-    with contextlib.suppress(OSError):  # a Unix socket lacks some
+    with suppress(OSError):  # a Unix socket lacks some
         limit_waits(sock, CLIENT_SECONDS)
         # each byte sent restarts SO_SNDTIMEO; this ends connections that are not read
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)

@@ -16,7 +16,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
-from ..errors import InferMuxError, MethodNotAllowed, forget
+from ..errors import MethodNotAllowed, forget
 from ..routing.router import Router
 from .http import (
     BODY,
@@ -26,8 +26,8 @@ from .http import (
     View,
     current_request,
     error_response,
+    ours,
     refuse_long_body,
-    unexpected,
     with_request_id,
 )
 from .sse import START, with_early_start
@@ -94,13 +94,10 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
         request.environ[BODY] = room
         try:
             response = views[request.method](api, **arguments)
-        except InferMuxError as error:
-            response = error_response(error, api.render)
-            forget(error)
         except HTTPException:
             raise
         except Exception as error:
-            response = error_response(unexpected(error, "a request"), api.render)
+            response = error_response(ours(error, "a request"), api.render)
             forget(error)
         finally:
             if BODY in request.environ:  # a stream releases it at its end

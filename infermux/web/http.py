@@ -367,8 +367,10 @@ def _used_up(call: Call) -> bool:
     return len(call.attempts) >= SDK_TRIES and patience is not None and call.seconds >= patience
 
 
-def unexpected(error: Exception, what: str) -> InferMuxError:
-    """Return Overloaded if we lack resources; else log that *what* failed, return InferMuxError."""
+def ours(error: Exception, what: str) -> InferMuxError:
+    """Return our error, for another one Overloaded if we lack resources; else log it."""
+    if isinstance(error, InferMuxError):
+        return error
     if is_shortage(error):
         return Overloaded(OUT_OF_RESOURCES)
     log.error("%s failed unexpectedly", what, exc_info=error)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...types import JSON
-from .. import listed
+from .. import listed, parted
 
 MARK = {"cache_control": {"type": "ephemeral"}}
 CHARACTERS = 3  # per token, at least: what is too short is not cached, but costs nothing either
@@ -34,10 +34,8 @@ def breakpoints(body: JSON, model: str) -> JSON:
     if isinstance(tools, list) and tools and size >= least and isinstance(tools[-1], dict):
         new["tools"] = [*tools[:-1], tools[-1] | MARK]
     size += _size(system)
-    if system and size >= least:
-        blocks = [{"type": "text", "text": system}] if isinstance(system, str) else system
-        if (marked := _marked(blocks)) is not None:
-            new["system"] = marked
+    if system and size >= least and (marked := _marked(parted(system))) is not None:
+        new["system"] = marked
     goes_on = bool(tools) or any(turn.get("role") == "assistant" for turn in turns)
     if goes_on and size + _size([turn.get("content") for turn in turns]) >= least:
         new["messages"] = _with_marks(turns)
@@ -50,11 +48,9 @@ def _with_marks(turns: list[JSON]) -> list[JSON]:
     """
     found, left = list(turns), 2
     for place, turn in reversed([*enumerate(turns)]):
-        content = turn.get("content")
         if turn.get("role") != "user" or not left:
             continue
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if (marked := _marked(blocks)) is not None:
+        if (marked := _marked(parted(turn.get("content")))) is not None:
             found[place] = turn | {"content": marked}
             left -= 1
     return found
