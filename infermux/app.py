@@ -30,6 +30,7 @@ from .web.http import (
     Identify,
     error_response,
     json_response,
+    ours,
     plain_error,
     refuse_long_body,
     with_request_id,
@@ -181,5 +182,4 @@ def _allowed() -> str:
 
 
 def _bug(error: Exception) -> Response:
-    log.error("a request failed unexpectedly", exc_info=error)
-    return error_response(errors.InferMuxError("internal error"), plain_error)
+    return error_response(ours(error, "a request"), plain_error)

@@ -90,11 +90,25 @@ class OTLP(Exporter[ReadableSpan]):
                 )
 
     def sender(self) -> Send[ReadableSpan]:
-        """Return a function that exports a batch; it ignores proxies of the environment."""
-        session = requests.Session()
+        """Return a function that exports a batch, in halves if it is too large for the collector.
+
+        It ignores proxies of the environment.
+        """
+        session, statuses = requests.Session(), list[int]()
         session.trust_env, session.max_redirects = False, 0
+        session.hooks["response"].append(lambda answer, **_: statuses.append(answer.status_code))
         exporter = OTLPSpanExporter(endpoint=self._url, timeout=TIMEOUT_SECONDS, session=session)
-        return lambda spans: 0 if exporter.export(spans) is SpanExportResult.SUCCESS else len(spans)
+
+        def send(spans: list[ReadableSpan]) -> int:
+            statuses.clear()
+            if exporter.export(spans) is SpanExportResult.SUCCESS:
+                return 0
+            if 413 not in statuses or len(spans) == 1:
+                return len(spans)
+            half = len(spans) // 2
+            return send(spans[:half]) + send(spans[half:])
+
+        return send
 
     def _span(
         self,

@@ -21,7 +21,7 @@ from ..dialects.responses import NAME as RESPONSES
 from ..dialects.responses import downstream as responses
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
-from ..protocol import CHAT, INFER_REQUEST, InferRequest, InferResponse, Message, strict_json
+from ..protocol import CHAT, InferRequest, InferResponse, request_message, strict_json
 from ..protocol.strict_json import Document
 
 MAX_LINE = 32 * 1024 * 1024  # bytes
@@ -209,10 +209,7 @@ def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
         is_chat = request.native is not None and request.native.dialect != RESPONSES
         return request, _openai_answer if is_chat else _responses_answer
     if "payload" in value:
-        message = Message.read(asked.data)
-        if message.type != INFER_REQUEST:
-            raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
-        value = message.data
+        value = request_message(asked.data).data
     elif "messages" not in value:
         raise ProtocolError(
             "the line is neither OpenAI's (custom_id, method, url, body) nor an infer.request"

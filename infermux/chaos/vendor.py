@@ -7,7 +7,6 @@ PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import secrets
@@ -15,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
@@ -171,7 +171,7 @@ class FaultyVendor:
     def _serve(self, sock: socket.socket) -> None:
         try:
             # the client is gone, or does not speak HTTP
-            with sock, contextlib.suppress(OSError, ValueError):
+            with sock, suppress(OSError, ValueError):
                 peer = Peer(sock, self._stopped)
                 while (request := peer.request()) and self._answered(peer, *request):
                     pass
@@ -216,7 +216,7 @@ def _bound(port: int) -> socket.socket:
 
 
 def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 
 

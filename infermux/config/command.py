@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,19 +175,19 @@ class CommandSecret(Secret):
 
 def _read_all(stream: Any, into: bytearray) -> None:
     """Read a pipe to its end, and close it; keep a little more than MAX_OUTPUT bytes of it."""
-    with stream, contextlib.suppress(OSError, ValueError):
+    with stream, suppress(OSError, ValueError):
         while piece := stream.read1(8192):
             if len(into) <= MAX_OUTPUT:
                 into += piece
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if POSIX:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    with suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
 
 

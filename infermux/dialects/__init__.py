@@ -173,6 +173,16 @@ def listed(value: object) -> list[JSON]:
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
+def used(response: InferResponse) -> Usage:
+    """Return what a response has used, at least its numbers of tokens."""
+    return response.usage or Usage(response.tokens_in, response.tokens_out)
+
+
+def parted(content: Any) -> Any:
+    """Return a content as parts, if it is a text."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 def text(value: object) -> str:
     """Return a string, empty for null; raise ValueError for another type."""
     if value is None:

@@ -107,13 +107,17 @@ def hint(name: str, drop: Drop) -> None:
 def unsaid(
     request: InferRequest,
     model: str,
+    dialect: str,
     path: Callable[..., str],
     translate: Callable[[InferRequest, Drop], object],
 ) -> Unsaid:
-    """Return what of a request in another dialect cannot be expressed, by translating its params.
+    """Return what of a request cannot be expressed, by translating its params.
 
-    Messages are translated only if one is not plain: all formats have text, images and calls.
+    Messages are translated only if one is not plain: all formats have text, images and calls. A
+    request in the *dialect* itself can be expressed.
     """
+    if request.body_in(dialect) is not None:
+        return Unsaid()
     drop = Drop(lenient=True)
     try:
         if request.op != CHAT:

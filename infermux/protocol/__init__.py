@@ -151,6 +151,14 @@ class Native(NamedTuple):
     query: str | None = None  # of the address, where the dialect has options in it
 
 
+def request_message(data: bytes) -> Message:
+    """Return the infer.request message in *data*; raise ProtocolError."""
+    message = Message.read(data)
+    if message.type != INFER_REQUEST:
+        raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
+    return message
+
+
 # Not frozen: a frozen dataclass takes three times as long to create, and every call creates two.
 @dataclass(slots=True)
 class InferRequest:

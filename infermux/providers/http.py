@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
+from urllib.parse import urldefrag, urljoin, urlsplit
 
 from requests import PreparedRequest
 
@@ -179,7 +180,7 @@ class HTTPProvider(Provider):
                 yield from chunks
                 if exchange.unread:  # read the end of the body: its connection can serve again
                     exchange.deadline = Deadline(DRAIN_SECONDS)
-                    with contextlib.suppress(*FOREIGN):
+                    with suppress(*FOREIGN):
                         for _ in body:
                             pass
             finally:
@@ -203,7 +204,7 @@ class HTTPProvider(Provider):
         if own is not None and not request.cache_key:  # it is sent with no other limits
             body = as_object(own.value)
         else:
-            with contextlib.suppress(RequestError, ValueError, TypeError):
+            with suppress(RequestError, ValueError, TypeError):
                 sent = dialect.encode_request(request, stream=False)
                 more = request.forced.params if request.forced is not None else {}
                 body = as_object(strict_json.lenient(sent)) | more
@@ -304,6 +305,9 @@ class HTTPProvider(Provider):
         adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
         try:
             answer = adapter.post(prepared, exchange)
+            moved = answer.status_code in (307, 308) and passing.is_repeatable(request)
+            if moved and _follows(prepared, answer, exchange):
+                answer = adapter.post(prepared, exchange)
         except ValueError as error:
             if not isinstance(error, FOREIGN):
                 raise ProviderUnavailable("no connection to the provider") from error
@@ -317,7 +321,7 @@ class HTTPProvider(Provider):
         if not 200 <= answer.status_code < 300:
             data = b""
             if answer.status_code >= 400:
-                with contextlib.suppress(ProviderUnavailable):  # too long: the status is enough
+                with suppress(ProviderUnavailable):  # too long: the status is enough
                     data = self._read(answer, exchange, MAX_ERROR_BODY)
             answer.raw.close()
             raise self._failure(answer, data)  # a name for it here would be a cycle with this frame
@@ -444,3 +448,13 @@ class HTTPProvider(Provider):
             error.hint = "no api_key is configured"
             if self._key is not None:
                 error.hint = f"does {self._key.source or 'its api_key'} hold a valid key?"
+
+
+def _follows(prepared: PreparedRequest, answer: Answer, exchange: Exchange) -> bool:
+    """Let a request follow a redirect, unless to another origin: its vendor alone gets its key."""
+    answer.raw.close()
+    exchange.needs_new_connection, before = True, prepared.url or ""
+    place = urldefrag(urljoin(before, answer.headers.get("location", ""))).url
+    is_own = place != before and urlsplit(place)[:2] == urlsplit(before)[:2]
+    prepared.url = place if is_own else before
+    return is_own

@@ -181,9 +181,8 @@ def may_be_cached(request: InferRequest) -> bool:
     """Whether the answer to a request may be cached: the vendor does nothing but answer."""
     params = request.params
     body = request.native.body.value if request.native is not None else {}
-    if request.op != CHAT or params.get("n") not in (None, 1):
-        return False
-    if any(params.get(name) or body.get(name) for name in _EFFECTS):
+    acts = any(params.get(name) or body.get(name) for name in _EFFECTS)
+    if request.op != CHAT or params.get("n") not in (None, 1) or acts:
         return False
     return all(map(_is_own, (*_listed(params.get("tools")), *_listed(body.get("tools")))))
 
@@ -203,11 +202,10 @@ def _is_own(tool: object) -> bool:
 
 def is_final(response: InferResponse) -> bool:
     """Whether an answer is complete, has text, and calls no tool."""
-    if response.finish_reason != "stop" or response.tool_calls or response.refusal:
-        return False
-    usage = response.usage
+    usage, ended = response.usage, response.finish_reason == "stop"
+    more = response.tool_calls or response.refusal or response.extra
     paid = usage is not None and (usage.fees or usage.tool_use_tokens or usage.others)
-    return bool(response.content) and not response.extra and not paid
+    return ended and bool(response.content) and not more and not paid
 
 
 def digest_of(call: Call, route: Route, more: str) -> str:

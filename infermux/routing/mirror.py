@@ -203,9 +203,7 @@ class Mirror:
 
     def _count(self, name: str, outcome: str) -> None:
         if self.memory is not None:
-            slot = self.memory.own
-            with slot.lock:
-                slot.add(("mirrored_total", name, outcome))
+            self.memory.count("mirrored_total", name, outcome)
 
 
 _mirrors: weakref.WeakSet[Mirror] = weakref.WeakSet()

@@ -198,7 +198,8 @@ _drain = _Drain(SimpleNamespace(alive=True), math.inf)
 
 def time_left() -> float:
     """Return the seconds that this process has before it is killed, if it is shutting down."""
-    return _drain.left()
+    left = _drain.left()
+    return left if left < math.inf else LAST_EVENT_SECONDS
 
 
 def check_draining() -> None:

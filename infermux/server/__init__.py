@@ -7,7 +7,6 @@ A call holds a thread, mostly waiting, for up to a minute, so a worker has many 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import gc
 import importlib
@@ -19,6 +18,7 @@ import socket
 import ssl
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -37,8 +37,8 @@ log = logging.getLogger("infermux")
 
 PORT = 8600
 ADDRESS = re.compile(r"(\[[^\[\]]*\]|[^:]*):(\d{1,5})", re.ASCII)
-MIN_CONNECTIONS = 4096  # per worker, approximately
-MAX_DESCRIPTORS = 65536  # per process, if allowed; a call uses several
+CONNECTIONS = 16384  # per worker, approximately; idle ones keep nobody else out
+MAX_DESCRIPTORS = 65536  # per process, if allowed
 LARGE_BLOCK = 1024 * 1024  # bytes; malloc maps larger ones
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 GC_THRESHOLD = 10_000  # new objects between garbage collections
@@ -75,13 +75,14 @@ def load() -> dict[str, Any]:
 
 
 def options(server: Server) -> dict[str, Any]:
+    connections = min(CONNECTIONS, _descriptors() - 4 * server.threads)  # a call uses several
     return {
         "bind": f":{PORT}",
         "worker_class": "infermux.server.worker.Worker",
         "workers": server.workers,
         "threads": server.threads,
         # more than threads: idle and slowly sending clients hold no thread
-        "worker_connections": server.threads * max(4, -(-MIN_CONNECTIONS // server.threads)),
+        "worker_connections": server.threads * max(4, -(-connections // server.threads)),
         "keepalive": 30,
         "graceful_timeout": server.graceful_timeout,
         "accesslog": None,
@@ -130,7 +131,7 @@ def when_ready(server: Any) -> None:
             where = f"{_bracketed(place[0])}:{place[1]}"
             public += [] if _is_local(place[0]) else [where]
             where = f"{scheme}://{where}"
-        with contextlib.suppress(OSError):  # stderr may be closed
+        with suppress(OSError):  # stderr may be closed
             os.write(1, f"infermux listening on {where}\n".encode())
     if public and build.settings().keys is None:
         server.log.warning(
@@ -142,7 +143,7 @@ def when_ready(server: Any) -> None:
 
 def _is_local(host: str) -> bool:
     """Whether no other host can reach an address."""
-    with contextlib.suppress(ValueError):  # a host name
+    with suppress(ValueError):  # a host name
         return ip_address(host.partition("%")[0]).is_loopback
     return host == "localhost"
 
@@ -178,7 +179,7 @@ def usable(addr: str) -> str:
     if inherits_sockets():  # from systemd, or from the master that this one replaces
         return addr
     if not name:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             _try_listening("::", port)
             return f"[::]:{port}"
     try:
@@ -226,13 +227,7 @@ def _renew(config: Config) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Prepare a new worker's process for many threads."""
-    import resource  # POSIX only, like gunicorn
-
     sys.setswitchinterval(SWITCH_SECONDS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     stream.drain_with(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         # --threads overrides the file; --preload may have made routers before
@@ -240,6 +235,17 @@ def post_fork(server: Any, worker: Any) -> None:
         build.pinned = replace(build.pinned, server=threads)
         build.resize(build.pinned)
     status.start()
+
+
+def _descriptors() -> int:
+    """Take as many descriptors as allowed, also for workers; return how many."""
+    import resource  # POSIX only, like gunicorn
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def post_worker_init(worker: Any) -> None:
@@ -258,7 +264,7 @@ def _map_large_blocks() -> None:
 
     By default glibc keeps blocks of up to 32 MB, in the arenas of many threads.
     """
-    with contextlib.suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)

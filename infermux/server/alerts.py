@@ -140,8 +140,7 @@ class Watcher:
             text = f"{target} is down: {each.reason or 'circuit open'}" + f", {why}" * bool(why)
             if each.error_rate is not None:
                 text += f"; {each.error_rate:.0%} of its calls failed in the last minute"
-            details = {"provider": target.provider, "model": target.model, "reason": each.reason}
-            yield Due(Alert("target", DOWN + str(target), text, details))
+            yield _of_target(DOWN, target, text, reason=each.reason)
 
     def _recovered(
         self, router: Router, alerts: Alerts, known: Mapping[str, Sent], now: float
@@ -166,8 +165,7 @@ class Watcher:
             ours = down.host == host() or now - down.at >= HOUR
             if saw or (serves and ours):
                 text = f"{target} is up again; it was down since {_minute(down.at)}"
-                details = {"provider": target.provider, "model": target.model}
-                yield Due(Alert("target", UP + str(target), text, details))
+                yield _of_target(UP, target, text)
 
     # -- prices and records --
 
@@ -191,6 +189,10 @@ class Watcher:
 
         text = f"{lost} calls could not be recorded: their costs are in no report and no budget"
         yield Due(Alert("records", "records", text, {"lost": lost}), sent=sent)
+
+
+def _of_target(kind: str, target: Target, text: str, **more: str | None) -> Due:
+    return Due(Alert("target", kind + str(target), text, target._asdict() | more))
 
 
 def _minute(at: float) -> str:

@@ -6,12 +6,12 @@ The main loop looks at a request while it arrives (`lacks`), without waiting; a 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import Any
 
 from ..admission import ConcurrencyLimiter
@@ -181,7 +181,7 @@ class SecureClient(Client):
         """Do nothing: `lacks` has done it."""
 
     def _peek(self) -> tuple[bytes | bytearray, bool]:
-        with contextlib.suppress(BlockingIOError):
+        with suppress(BlockingIOError):
             if len(self._text) < HEAD_BYTES:
                 self._fetch()
         if not self._continue_handshake():
@@ -251,7 +251,7 @@ class SecureClient(Client):
     def shutdown(self, how: int) -> None:
         """Tell the client that the text ends here, then shut the socket down."""
         try:
-            with contextlib.suppress(ssl.SSLError):  # the client's own end is not awaited
+            with suppress(ssl.SSLError):  # the client's own end is not awaited
                 self._tls.unwrap()
             self._flush(socket.MSG_DONTWAIT)
         finally:
@@ -291,12 +291,12 @@ class Certificate:
         """The context for a new client; the previous one while new files do not fit."""
         if (stamps := self._stamps()) != self._seen:
             self._seen = stamps
-            with contextlib.suppress(OSError, ValueError):
+            with suppress(OSError, ValueError):
                 self._context = self._make()
         return self._context
 
     def _stamps(self) -> list[int]:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             return [os.stat(file).st_mtime_ns for file in self._files]
         return []
 

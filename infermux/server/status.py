@@ -155,11 +155,6 @@ def metrics_text(router: Router) -> bytes:
     return metrics.text(own.memory.counts(), gauges)
 
 
-def count_failed_login(router: Router, api: str) -> None:
-    """Count a request to *api* whose key is not valid there."""
-    monitor(router).memory.count("failed_logins_total", api)
-
-
 def targets(router: Router) -> list[TargetStatus]:
     """Return the status of the configured targets, in order, then of others called."""
     states: dict[Target, list[BreakerState]] = {target: [] for target in router.registry.targets()}

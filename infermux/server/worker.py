@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import http
 import os
@@ -25,6 +24,7 @@ import time
 import traceback
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ from .clients import (
 )
 
 KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request
+PIPELINED = 16  # busy threads, above which a client must wait for its answers
 STARTS_PER_TURN = 2  # requests of a burst started together; each may need a thread
 TURN_SECONDS = 0.001  # minimum time between such starts
 ACCEPTS_PER_TURN = 256  # connections accepted per turn in a burst
@@ -56,6 +57,7 @@ LINGER_READS, LINGER_BYTES = 16, 4096  # maximum reads, and bytes of each
 STATUSES = {  # by the name of gunicorn's exception; others are 400
     "LimitRequestLine": 414,
     "LimitRequestHeaders": 431,
+    "ConfigurationProblem": 400,  # a SCRIPT_NAME from a proxy that does not fit the path
     "ExpectationFailed": 417,
     "UnsupportedTransferCoding": 501,
     "ForbiddenProxyRequest": 403,
@@ -101,12 +103,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Accept a connection, or many in a burst, as one may be a health check."""
         self.threads.listen(listener)
         try:
-            super().accept(listener)
             threads = self.threads
-            for _ in range(ACCEPTS_PER_TURN if threads.waiting or threads.arriving else 0):
+            for _ in range(ACCEPTS_PER_TURN):
                 before = threads.submitted
                 super().accept(listener)
-                if threads.submitted == before:
+                if threads.submitted == before or not (threads.waiting or threads.arriving):
                     break
         except OSError as error:
             if not is_shortage(error):
@@ -135,7 +136,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         else:
             sender = addr[0] if addr else "a Unix socket"
             self.log.warning("refused a request from %s: %s", sender, name)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             client.sendall(refusal(status))
 
     def _log_exception(self, message: str, *args: object, **_: object) -> None:
@@ -182,7 +183,7 @@ class Threads(ThreadPoolExecutor):
         """Make the kernel report connections only when data has arrived."""
         if listener not in self._listeners:
             self._listeners.add(listener)
-            with contextlib.suppress(OSError):  # not for Unix sockets
+            with suppress(OSError):  # not for Unix sockets
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
 
     def submit(self, function: Any, /, *args: Any, **options: Any) -> Future[Any]:
@@ -191,7 +192,9 @@ class Threads(ThreadPoolExecutor):
         self.submitted += 1
         if not conn.data_ready:  # a new connection
             _bound(conn.sock)
-            if len(conn.client) == 4:  # IPv6, perhaps an IPv4-mapped address
+            if not isinstance(conn.client, tuple):
+                conn.client = ""  # a Unix socket's client may give itself any name
+            elif len(conn.client) == 4:  # IPv6, perhaps an IPv4-mapped address
                 conn.client = (conn.client[0].removeprefix("::ffff:"), conn.client[1])
             if self._certificate is not None:
                 conn.sock = SecureClient(conn.sock, self._readers, self._certificate.context)
@@ -287,8 +290,8 @@ class Threads(ThreadPoolExecutor):
         self.current.sock = job.conn.sock if isinstance(job.conn.sock, Client) else CLOSED
         try:
             kept = job.function(job.conn)
-            while kept is True and self._next_follows(job.conn.sock):
-                kept = job.function(job.conn)
+            while kept is True and (follows := self._next_follows(job.conn.sock)) is not False:
+                kept = follows and job.function(job.conn)
             if not kept:
                 self._close(job.conn)
             return kept
@@ -300,14 +303,17 @@ class Threads(ThreadPoolExecutor):
         """Whether at least half of the threads are free."""
         return 2 * len(self._busy) <= self.size
 
-    def _next_follows(self, sock: Any) -> bool:
-        """Whether the next request arrives at once; wait only if half the threads are free."""
+    def _next_follows(self, sock: Any) -> bool | None:
+        """Whether the next request arrives at once; wait only if half the threads are free.
+
+        None: it came before the answer, and threads are short.
+        """
         is_there = bool(self.current.unreader.buf.getvalue())  # already read
         if not isinstance(sock, Client):
             return is_there  # poll() does not see data that TLS has buffered
         sock.begin()
         if is_there or sock.holds_more:
-            return True
+            return (self._is_calm and len(self._busy) <= PIPELINED) or None
         if not self._is_calm or not is_readable(sock, KEEP_THREAD_SECONDS):
             return False
         if self._readers.used < self._eager:
@@ -318,28 +324,28 @@ class Threads(ThreadPoolExecutor):
     def _close(self, conn: Any) -> None:
         """Close a connection here; the main loop would wait two seconds for the client's FIN."""
         sock, conn.sock = conn.sock, CLOSED
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             sock.shutdown(socket.SHUT_WR)
             end = time.monotonic() + (LINGER_SECONDS if self._is_calm else 0.0)
             for _ in range(LINGER_READS):
                 left = end - time.monotonic()
                 if not is_readable(sock, left) or not socket.socket.recv(sock, LINGER_BYTES):
                     break
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             sock.close()
 
 
 def _refuse(conn: Any, *, status: int) -> bool:
     """Send an error response for a bad request; nothing if no byte has arrived."""
     if conn.sock.seen:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             conn.sock.send(refusal(status), socket.MSG_DONTWAIT)
     return False
 
 
 def _bound(sock: socket.socket) -> None:
     """Set kernel timeouts for a client that neither sends nor reads."""
-    with contextlib.suppress(OSError):  # a Unix socket lacks some
+    with suppress(OSError):  # a Unix socket lacks some
         limit_waits(sock, CLIENT_SECONDS)
         # each byte sent restarts SO_SNDTIMEO; this ends connections that are not read
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)

@@ -45,7 +45,7 @@ class CallLog:
 
 def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> JSON:
     """Return the fields of a finished call's line; *tried* adds its attempts."""
-    (tokens_in, tokens_out), wanted = call.tokens, call.request.model
+    (tokens_in, tokens_out), wanted, error = call.tokens, call.request.model, call.error
     first = call.attempts[-1].first_chunk if call.attempts else None
     found: JSON = {
         **_head(call.end_ns / 1e9, level),
@@ -57,9 +57,9 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> JSO
         "provider": call.provider,
         "model": call.model,
         "strategy": call.plan.strategy if call.plan else "",
-        "status": call.error.status if call.error else 200,
-        "code": call.error.code if call.error else None,
-        "error": _told(call, call.error) if call.error else None,
+        "status": error.status if error else 200,
+        "code": error.code if error else None,
+        "error": _told(call, error) if error else None,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "cost_usd": call.cost_usd,
@@ -88,13 +88,14 @@ def _told(call: Call, error: Failure) -> str:
 
 
 def _tried(attempt: Attempt) -> JSON:
+    error = attempt.error
     return {
         "provider": attempt.target.provider,
         "model": attempt.served or attempt.target.model,
         "latency_ms": attempt.latency_ms,
         "waited_ms": round(attempt.waited * 1000),
-        "code": attempt.error.code if attempt.error else None,
-        "upstream_status": attempt.error.upstream_status if attempt.error else None,
+        "code": error.code if error else None,
+        "upstream_status": error.upstream_status if error else None,
         **({"upstream_request_id": ident} if (ident := attempt.upstream_request_id) else {}),
     }
 

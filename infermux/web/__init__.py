@@ -16,7 +16,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
-from ..errors import InferMuxError, MethodNotAllowed, forget
+from ..errors import MethodNotAllowed, forget
 from ..routing.router import Router
 from .http import (
     BODY,
@@ -26,6 +26,7 @@ from .http import (
     View,
     current_request,
     error_response,
+    ours,
     refuse_long_body,
     with_request_id,
 )
@@ -93,14 +94,10 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
         request.environ[BODY] = room
         try:
             response = views[request.method](api, **arguments)
-        except InferMuxError as error:
-            response = error_response(error, api.render)
-            forget(error)
         except HTTPException:
             raise
         except Exception as error:
-            log.exception("a request failed unexpectedly")
-            response = error_response(InferMuxError("internal error"), api.render)
+            response = error_response(ours(error, "a request"), api.render)
             forget(error)
         finally:
             if BODY in request.environ:  # a stream releases it at its end

@@ -112,9 +112,7 @@ def admin_only(admin: Admin, view: View) -> View:
             given = (login.password or "") if may else ""
         else:
             given = request_key()
-        if given and is_key(given, key):
-            return view(api, **arguments)
-        if not given and may and is_logged_in(request, key):
+        if is_key(given, key) if given else may and is_logged_in(request, key):
             return view(api, **arguments)
         refuse_body()
         if given:
@@ -260,7 +258,7 @@ _throttle = AddressThrottle()  # made before the fork: workers share it
 
 def _login_failed(api: Api, what: str) -> None:
     """Count a failed login, and log it at most once a minute for each address."""
-    status.count_failed_login(api.router, api.name)
+    status.monitor(api.router).memory.count("failed_logins_total", api.name)
     address = request.remote_addr or "a local socket"
     if _throttle.due(address):
         log.warning("failed login from %s: %s (%s API)", address, what, api.name)

@@ -31,6 +31,7 @@ from ..errors import (
 from ..planning.call import Call
 from ..pricing import usd
 from ..protocol import InferRequest, new_id, strict_json
+from ..providers.base import OUT_OF_RESOURCES
 from ..routing.callers import TAGS
 from ..routing.router import Router
 from ..telemetry.spans import parse
@@ -363,6 +364,16 @@ def _used_up(call: Call) -> bool:
     """Whether we tried as often as an SDK, and as long as the client waits."""
     patience = call.patience
     return len(call.attempts) >= SDK_TRIES and patience is not None and call.seconds >= patience
+
+
+def ours(error: Exception, what: str) -> InferMuxError:
+    """Return our error, for another one Overloaded if we lack resources; else log it."""
+    if isinstance(error, InferMuxError):
+        return error
+    if is_shortage(error):
+        return Overloaded(OUT_OF_RESOURCES)
+    log.error("%s failed unexpectedly", what, exc_info=error)
+    return InferMuxError("internal error")
 
 
 def plain_error(error: InferMuxError) -> JSON:

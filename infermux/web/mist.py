@@ -5,15 +5,15 @@ from __future__ import annotations
 from flask import Response, request
 
 from ..dialects import parameters
-from ..errors import InferMuxError, ProtocolError, shown
+from ..errors import InferMuxError
 from ..planning.matching import within
 from ..protocol import (
-    INFER_REQUEST,
     INFER_RESPONSE,
     MAX_MESSAGE,
     InferRequest,
     Message,
     encode,
+    request_message,
     strict_json,
 )
 from ..protocol.sse import Event, comment
@@ -44,9 +44,7 @@ def mist_blueprint(router: Router, *, caller: Identify | None = None) -> Endpoin
 def mist(api: Api) -> Response:
     """Respond to an infer.request message with an infer.response message."""
     caller = admitted(api)
-    message = Message.read(read_body(MAX_MESSAGE))
-    if message.type != INFER_REQUEST:
-        raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
+    message = request_message(read_body(MAX_MESSAGE))
     call = start_call(api, InferRequest.from_dict(message.data, parameters.kinds()), caller)
     data = api.router.answer(call).to_dict()
     reply = Message.wrap("infermux", INFER_RESPONSE, data, checksum=bool(message.checksum))

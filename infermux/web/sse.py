@@ -17,7 +17,7 @@ from ..planning.call import Call
 from ..routing.router import Router
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import BODY, Api, BytesResponse, call_headers, current_request
+from .http import BODY, Api, BytesResponse, call_headers, current_request, ours
 
 BEAT_SECONDS = 1.0  # between heartbeats before the first content
 START = "infermux.start_response"  # key in the WSGI environ
@@ -66,9 +66,8 @@ def sse_response(
 
 
 def failed_response(error: Exception, encoder: Encoder, headers: Mapping[str, str]) -> Response:
-    data = failure(error, encoder)
-    forget(error)  # its frames keep the request alive
-    return BytesResponse([data], 200, Headers(headers))
+    """Return a stream that tells of *error*."""
+    return BytesResponse([failure(error, encoder)], 200, Headers(headers))
 
 
 class StartResponse:
@@ -130,13 +129,9 @@ class EarlyHead:
                 raise
             return failed_response(error, encode(None), self._headers)
         finally:
-            call.on_wait = None
-            self._close()
-
-    def _close(self) -> None:
-        """Drop the call, as a pooled connection to the provider may keep this object longer."""
-        self._due = math.inf
-        self._call = self._encode = self._start = None
+            call.on_wait, self._due = None, math.inf
+            # a pooled connection to the provider may keep this object longer
+            self._call = self._encode = self._start = None
 
     def on_wait(self) -> float:
         """Write what is due; return the seconds until the next call; raise ClientGone."""
@@ -164,10 +159,10 @@ class EarlyHead:
 
 
 def failure(error: Exception, encoder: Encoder) -> bytes:
-    if not isinstance(error, InferMuxError):  # report a bug as an error, not as the end
-        log.error("a stream failed unexpectedly", exc_info=error)
-        error = InferMuxError("internal error")
-    return encoder.error(error)
+    """Return the error event for *error*, also for a bug: it is no end."""
+    data = encoder.error(ours(error, "a stream"))
+    forget(error)  # its frames keep the request alive
+    return data
 
 
 def events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
@@ -179,9 +174,7 @@ def events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
                 yield data
         yield encoder.end(summary(stream.call), stream.usage)
     except Exception as error:
-        data = failure(error, encoder)
-        forget(error)  # its frames keep the request alive
-        yield data
+        yield failure(error, encoder)
 
 
 def summary(call: Call) -> JSON:

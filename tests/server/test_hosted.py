@@ -117,11 +117,15 @@ def test_only_a_proxy_that_is_trusted_says_how_its_client_came(
 def test_a_socket_of_the_file_system_does_as_well(tmp_path: Path) -> None:
     (tmp_path / "host.py").write_text(HOST)
     path = str(tmp_path / "s")
-    with Service("-w", "1", "--pythonpath", str(tmp_path), "-b", f"unix:{path}", app="host:app"):
-        for _ in range(2):
+    args = ("-w", "1", "--pythonpath", str(tmp_path), "-b", f"unix:{path}")
+    with Service(*args, app="host:app") as service:
+        [worker] = service.workers
+        for name in (b"", b"\0abc", b"\0\xff\xfe", b""):  # a client may choose its own
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(PATIENCE)
+                sock.bind(name)
                 sock.connect(path)
                 sock.sendall(b"GET /short HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 answer = b"".join(iter(lambda s=sock: s.recv(65536), b""))  # type: ignore[misc]
             assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"\r\n\r\nshort")
+        assert service.workers == [worker] and "Traceback" not in service.log

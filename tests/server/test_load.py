@@ -337,6 +337,27 @@ def test_clients_that_do_not_close_their_side_keep_nobody_waiting(
         assert time.monotonic() - started < QUICK
 
 
+@pytest.mark.slow
+def test_clients_that_wait_for_no_answer_are_served_further_only_by_an_idle_worker(
+    gated: Gated, written: Write
+) -> None:
+    """A few hundred of them, which read nothing either, would take every thread for a minute."""
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = get.replace(b"Host", b"Connection: close\r\nHost")
+
+    def answered() -> int:
+        with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+            sock.sendall(get * 3 + last)
+            return b"".join(iter(lambda: sock.recv(65536), b"")).count(b"HTTP/1.1 200 OK")
+
+    with Service(env=written(gated, threads=64)) as service, opening(gated):
+        assert answered() == 4
+        with streaming(service, 17):
+            assert answered() == 1
+            gated.admission.set()
+        eventually(lambda: answered() == 4)
+
+
 FULL = 7  # calls that 8 threads take: one is left for saying no
 
 

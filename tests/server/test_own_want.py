@@ -11,10 +11,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support import Service, completion, eventually
+from support import HELLO, Service, completion, eventually
 
 CALLS = 800
 ADMIN = "operators-only"
@@ -117,3 +119,21 @@ def test_without_descriptors_calls_are_refused_and_no_circuit_opens(slow_vendor:
             assert len(list(Path(f"/proc/{worker}/fd").iterdir())) < 900
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_without_memory_requests_are_refused_and_the_worker_lives() -> None:
+    body = json.dumps({"model": "echo-v1", "messages": [], "user": "x" * 20_000_000}).encode()
+    with Service(env={"INFERMUX_SERVER__WORKERS": "1"}) as service:
+        [worker] = service.workers
+        size = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(worker, resource.RLIMIT_AS, (size + 100_000_000, resource.RLIM_INFINITY))
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(partial(service.ask, "/v1/messages"), [body] * 8))
+        refused = [answer for answer in answers if answer.status == 503]
+        assert refused and {answer.status for answer in answers} <= {400, 503}
+        assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+        assert {answer.json["error"]["type"] for answer in refused} == {"overloaded_error"}
+        assert "Traceback" not in service.log
+        assert service.ask("/infer", HELLO).status == 200
+        assert service.workers == [worker]

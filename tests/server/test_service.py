@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import re
+import resource
 import signal
 import socket
 import sys
@@ -373,6 +374,27 @@ def test_a_body_shorter_than_announced_or_in_broken_chunks_is_400(service, lines
     is_error(service.raw(head("/infer", *lines) + body), 400, "invalid_request")
 
 
+ODD_HEADS = {
+    "two lengths": (400, "Content-Length: 2", "Content-Length: 3"),
+    "a length and chunks": (400, "Content-Length: 2", "Transfer-Encoding: chunked"),
+    "an unknown coding": (501, "Transfer-Encoding: xchunked"),
+    "a folded line": (400, "X-A: b", " c"),
+    "a space in a name": (400, "Content-Length : 2"),
+    "a signed length": (400, "Content-Length: +2"),
+    "a place that is not the path's": (400, "SCRIPT_NAME: /v1", "Content-Length: 2"),
+}
+
+
+@pytest.mark.parametrize(("status", "lines"), [(each[0], each[1:]) for each in ODD_HEADS.values()])
+def test_an_odd_head_is_refused_with_all_that_follows(service, status, lines):
+    before = service.log.count("Traceback")
+    data = head("/infer", *lines) + b"{}" + head("/infer", "Content-Length: 2") + b"{}"
+    answer = service.raw(data)
+    assert answer.headers["Connection"] == "close"
+    is_error(answer, status, "invalid_request")
+    assert service.log.count("Traceback") == before
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate, gzip"])
 def test_a_compressed_body_is_415(service, encoding):
     assert encoding in is_error(
@@ -494,7 +516,9 @@ def test_gunicorn_finds_a_production_server():
         "1536",
     )
     assert (found["keepalive"], found["accesslog"], found["bind"]) == ("30", "None", "[':8600']")
-    assert int(found["worker_connections"]) > 256 and int(found["worker_connections"]) % 256 == 0
+    descriptors = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] % 2**63, 65536)
+    assert int(found["worker_connections"]) >= min(16384, descriptors - 4 * 1536)
+    assert int(found["worker_connections"]) % 256 == 0
     assert int(found["graceful_timeout"]) >= 30
 
 

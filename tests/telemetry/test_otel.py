@@ -37,11 +37,11 @@ PROMPT = "a-prompt-that-no-span-holds"
 
 class Collector(Peer):
     """An OTLP receiver over HTTP that keeps what it was sent; it answers its status, or with 0
-    never.
+    never. A body of more than *most* bytes is refused.
     """
 
-    def __init__(self, status: int = 200, target: str = "") -> None:
-        self.status, self.target = status, target
+    def __init__(self, status: int = 200, target: str = "", most: int = 1_000_000) -> None:
+        self.status, self.target, self.most = status, target, most
         self.spans: list[dict[str, Any]] = []
         self.resources: list[dict[str, Any]] = []
         self.paths: list[str] = []
@@ -49,6 +49,9 @@ class Collector(Peer):
     def answer(self, handler: Any, body: bytes) -> None:
         self.paths.append(handler.path)
         assert handler.headers["Content-Type"] == "application/x-protobuf"
+        if len(body) > self.most:
+            handler.reply(413)
+            return
         for group in ExportTraceServiceRequest.FromString(body).resource_spans:
             self.resources.append(plain(group.resource.attributes))
             self.spans += [read(span) for scope in group.scope_spans for span in scope.spans]
@@ -277,6 +280,19 @@ assert export.flush(20) and not export.dropped
         for span in spans
         for name in span["attrs"]
     )
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_too_large_for_the_collector_comes_in_parts() -> None:
+    with Collector(most=1100) as collector:
+        code = """
+for number in range(40):
+    ask("echo-v1" if number != 7 else "\\U0001f30d" * 9999)
+assert export.flush(20) and export.dropped == 1, export.dropped
+"""
+        found = python(code, collector.url)
+        assert (found.returncode, found.stderr.count("\n")) == (0, 1), found.stderr
+        assert len({span["id"] for span in collector.spans}) == len(collector.spans) == 39
 
 
 @pytest.mark.slow

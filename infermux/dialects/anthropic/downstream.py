@@ -13,7 +13,7 @@ from ...errors import InferMuxError, ProviderContextTooLong, RequestError, Unsup
 from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json, text_of
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import given, items, obj, strings, text, tier_of, without
+from .. import given, items, obj, strings, text, tier_of, used, without
 from ..citations import cited, inline
 from ..fitting import joined, strict
 from ..gemini.requests import FORMAT as GOOGLES
@@ -310,7 +310,7 @@ def encode_response(response: InferResponse) -> JSON:
         response.model,
         content,
         stop_reason(response.finish_reason, called=bool(response.tool_calls)),
-        encode_usage(response.usage or Usage(response.tokens_in, response.tokens_out)),
+        encode_usage(used(response)),
     )
 
 

@@ -21,6 +21,7 @@ from .. import (
     given,
     items,
     obj,
+    parted,
     require,
     strings,
     text,
@@ -175,8 +176,7 @@ def _content(value: object, drop: Drop) -> str | list[JSON]:
 
 def _blocks(value: object, drop: Drop) -> list[JSON]:
     """Return a content as blocks, without empty texts, which Anthropic refuses."""
-    parts = [{"type": "text", "text": value}] if isinstance(value, str) else items(value)
-    blocks = (_block(part, drop) for part in parts if not is_empty(part))
+    blocks = (_block(part, drop) for part in items(parted(value)) if not is_empty(part))
     return [block for block in blocks if block]
 
 

@@ -114,10 +114,7 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
-    """Return what of the request cannot be expressed: nothing if it is in this dialect."""
-    if request.body_in(NAME) is not None or request.op == "count_tokens":
-        return Unsaid()
-    return parameters.unsaid(request, model, path, translated)
+    return parameters.unsaid(request, model, NAME, path, translated)
 
 
 def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool) -> bytes:

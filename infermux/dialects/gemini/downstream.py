@@ -12,7 +12,7 @@ from ...errors import InferMuxError
 from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import given, obj, require, tier_of, without
+from .. import given, obj, require, tier_of, used, without
 from ..blocks import complete
 from ..citations import URL, inline
 from ..fitting import strict
@@ -253,7 +253,7 @@ def encode_response(response: InferResponse, *, ident: str) -> JSON:
     parts += [{"text": words} for words in (response.content, response.refusal) if words]
     finish = response.finish_reason or "stop"
     parts += drawn(response.images) + calls(response.tool_calls, finish)
-    usage = response.usage or Usage(response.tokens_in, response.tokens_out)
+    usage = used(response)
     head = {"modelVersion": response.model, "responseId": response.id or ident}
     return content_of(parts, head, finish=finish, usage=usage, cited=cited)
 

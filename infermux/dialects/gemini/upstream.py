@@ -153,10 +153,7 @@ def _without_foreign(members: JSON, signs: bool) -> JSON:
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
-    """Return what of the request cannot be expressed: nothing if it is in this dialect."""
-    if request.body_in(NAME) is not None or request.op == COUNT_TOKENS:
-        return Unsaid()
-    return parameters.unsaid(request, model, path, translated)
+    return parameters.unsaid(request, model, NAME, path, translated)
 
 
 # -- answers --

@@ -11,7 +11,7 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, strict_json
 from ...protocol.sse import comment
 from ...protocol.strict_json import Document
 from ...types import JSON, Chunk, Usage
-from .. import packed, require, without
+from .. import packed, require, used, without
 from ..tools import CustomCalls, as_custom, custom_names
 from . import NAME
 
@@ -64,7 +64,7 @@ def encode_response(response: InferResponse, *, created: int, ident: str = "") -
         "created": created,
         "model": response.model,
         "choices": [choice],
-        "usage": encode_usage(response.usage or Usage(response.tokens_in, response.tokens_out)),
+        "usage": encode_usage(used(response)),
     }
 
 

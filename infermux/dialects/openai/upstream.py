@@ -121,7 +121,7 @@ def unsaid(request: InferRequest, model: str) -> Unsaid:
     if native is None or native.dialect == NAME or request.op == "count_tokens":
         unknown(request.params, model, drop := Drop(lenient=True))
         return Unsaid("", drop.preference)
-    return parameters.unsaid(request, model, path, translated)
+    return parameters.unsaid(request, model, NAME, path, translated)
 
 
 def _adapted(

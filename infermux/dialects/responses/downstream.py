@@ -12,7 +12,7 @@ from ...errors import InferMuxError, UnsupportedParameter
 from ...protocol import InferRequest, InferResponse, Native, must_be, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON, Chunk, Usage
-from .. import fitting, given, obj, objects, require, tier_of, without
+from .. import fitting, given, obj, objects, require, tier_of, used, without
 from ..citations import URL, inline
 from ..gemini.requests import FORMAT as GOOGLES
 from ..openai import downstream as openai
@@ -369,7 +369,7 @@ def encode_response(response: InferResponse, answer: Answer) -> JSON:
         items.append(answer.call(len(items), call, words_of(call, custom=answer.is_custom(call))))
     if reason and "status" in items[-1]:
         items[-1]["status"] = "incomplete"
-    usage = response.usage or Usage(response.tokens_in, response.tokens_out)
+    usage = used(response)
     return answer.envelope(status, items, usage, reason=reason)
 
 

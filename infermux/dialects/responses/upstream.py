@@ -129,10 +129,7 @@ class Responses:
         return strict_json.encode(kept | new)
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
-        """Return what of the request cannot be expressed: nothing if its form is this format's."""
-        if request.body_in(NAME) is not None:
-            return Unsaid()
-        return parameters.unsaid(request, model, self.path, self._translated)
+        return parameters.unsaid(request, model, NAME, self.path, self._translated)
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
         native = (NAME, data)

@@ -13,7 +13,7 @@ from ...errors import InferMuxError
 from ...protocol import CHAT, InferRequest, Native, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON
-from .. import without
+from .. import parted, without
 from ..gemini.schemas import camel
 from . import CannotRewrite, rewrite
 from .places import Place
@@ -83,8 +83,7 @@ def _normal(messages: Sequence[JSON]) -> list[Any]:
     found: list[Any] = []
     before: JSON = {}
     for message in messages:
-        content = message.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = parted(message.get("content"))
         bare = {name: value for name, value in message.items() if name != "content" and value}
         if bare != before or bare.keys() != {"role"}:
             found.append(bare)
@@ -137,8 +136,7 @@ def _joined(turns: list[JSON], inner: str) -> list[JSON]:
     """Return turns with those of one role in a row joined, as the vendors join them."""
     found: list[JSON] = []
     for turn in turns:
-        content = turn.get(inner)
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = parted(turn.get(inner))
         if found and found[-1].get("role") == turn.get("role"):
             found[-1] = found[-1] | {inner: [*found[-1][inner], *(parts or ())]}
         else:

@@ -156,7 +156,7 @@ class HookedStream(Stream):
         except InferMuxError as error:
             self._refuse(error)
         self._tail = None
-        self._final = self._copy()
+        self._final = self._sent.copy()
         for chunk in tail:
             self._final.add(chunk)
         sent, self._sent = self._sent, self._final
@@ -166,7 +166,7 @@ class HookedStream(Stream):
 
     def _whole(self, tail: list[Chunk]) -> list[Chunk]:
         """Return the last chunks that `after` returns; what has been sent stays as it is."""
-        seen = StreamAccumulator() if self._hooks.holds else self._copy()
+        seen = StreamAccumulator() if self._hooks.holds else self._sent.copy()
         for chunk in tail:
             seen.add(chunk)
         target = self.call.attempts[-1].target
@@ -175,9 +175,6 @@ class HookedStream(Stream):
         if made is response or not self._hooks.holds:
             return tail
         return self._respread(tail, response, made)
-
-    def _copy(self) -> StreamAccumulator:
-        return self._sent.copy()
 
     def _respread(
         self, chunks: list[Chunk], before: InferResponse, after: InferResponse

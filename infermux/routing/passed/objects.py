@@ -21,6 +21,7 @@ from ...ledger.stores.objects import objects_of
 from ...planning.call import Attempt, Call
 from ...protocol import InferResponse, strict_json
 from ...providers.base import ProviderGuard, RegisteredProvider, validated
+from ...providers.failures import UNREADABLE
 from ...types import JSON, Caller, Deadline
 from ..router import Router
 from ..stored import BATCH, FILE, IDENT, Owner, renamed
@@ -90,7 +91,7 @@ def client_ids(router: Router, call: Call, data: bytes) -> bytes:
     """Return an answer with the client's ids; record what the caller has created."""
     body = strict_json.lenient(data) if data.strip() else {}
     if not isinstance(body, dict):
-        raise ProviderUnavailable("the provider's answer could not be understood")
+        raise ProviderUnavailable(UNREADABLE)
     kinds = dict(_ids(body))
     if word(body.get("object")) in _FIELDS:
         _note(router, call, kinds if not body.get("deleted") else ())
@@ -212,7 +213,7 @@ class Listing:
             body: Any = strict_json.lenient(response.native[1] if response.native else b"")
             return body, items(body.get("data"))
         except (ValueError, AttributeError):
-            raise ProviderUnavailable("the provider's answer could not be understood") from None
+            raise ProviderUnavailable(UNREADABLE) from None
 
 
 def _id(found: JSON) -> str:
