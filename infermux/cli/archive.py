@@ -90,7 +90,9 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
             records, lambda record: step_name("day", record.call.at_ns / 1e9, zone)[:7]
         ):
             path = Path(folder, f"calls-{name}.{form}")
-            with open(path, "w", encoding="utf-8", opener=_private) as out:
+            with open(
+                path, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
+            ) as out:
                 count = _write(out, form, calls)
             click.echo(f"wrote {path}: {counted(count, 'call')}")
 
@@ -238,7 +240,3 @@ def _days(text: str) -> str:
         return days(text, "--keep")
     except ConfigError as error:
         raise click.UsageError(error.message) from None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

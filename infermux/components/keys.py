@@ -17,7 +17,7 @@ from ..config.patterns import STAR
 from ..config.readers import span_seconds
 from ..config.schema import suggestion
 from ..errors import ConfigError, Conflict, ModelNotFound, NotFound, RequestError, close_to, shown
-from ..ledger import Budget, LedgerUnavailable
+from ..ledger import Budget
 from ..ledger.reports import iso
 from ..ledger.sql import Ledger
 from ..ledger.stores.keys import IssuedKey
@@ -94,14 +94,8 @@ def revoke(router: Router, ledger: Ledger, name: str) -> JSON:
 def listed(router: Router, ledger: Ledger | None) -> list[JSON]:
     """Return each key: those of the configuration, then those created at run time."""
     now, own = time.time(), router.keyring.own if router.keyring is not None else {}
-    found = [_own(caller) for caller in own.values()]
-    if ledger is None:
-        return found
-    try:
-        store = ledger.keys()
-    except LedgerUnavailable:
-        return found
-    return found + [_shown(key, now) for key in store.keys()[1] if key.name not in own]
+    issued = [] if ledger is None else ledger.keys().keys()[1]
+    return [*map(_own, own.values()), *(_shown(key, now) for key in issued if key.name not in own)]
 
 
 def one(router: Router, ledger: Ledger | None, name: str) -> JSON:

@@ -206,7 +206,7 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         ca=config.ca or None,
         unsupported=config.unsupported,
         api=config.api,
-        responses=support,
+        responses=support and support._replace(certain=own),
         thoughtless=preset.thoughtless,
         params=config.params,
         headers=config.headers,

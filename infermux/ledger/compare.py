@@ -172,10 +172,6 @@ def _cost(record: Record) -> float | None:
     return None if record.call.cost is None else record.call.cost / PICO
 
 
-def _error(record: Record) -> float | None:
-    return 100.0 * (record.call.status != "ok")
-
-
 def _percentile(percent: int, values: Sequence[float]) -> float:
     return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
 
@@ -183,7 +179,7 @@ def _percentile(percent: int, values: Sequence[float]) -> float:
 Statistic = Callable[[Sequence[float]], float]
 _median = partial(_percentile, 50)
 _FIGURES: tuple[tuple[str, str, Value, Statistic], ...] = (
-    ("errors", "%", _error, fmean),
+    ("errors", "%", lambda each: 100.0 * (each.call.status != "ok"), fmean),
     ("cost per call", "USD", _cost, fmean),
     ("latency, mean", "ms", partial(_answered, "latency_ms"), fmean),
     ("latency, median", "ms", partial(_answered, "latency_ms"), _median),

@@ -250,7 +250,18 @@ def call_dict(record: Record) -> JSON:
 def budgets_dict(states: Iterable[BudgetState], changes: Iterable[Adjustment]) -> JSON:
     return {
         "budgets": [_budget_dict(state) for state in states],
-        "adjustments": [_adjustment_dict(change) for change in changes],
+        "adjustments": [
+            {
+                "time": iso(change.at_ns / 1e9),
+                "name": change.name,
+                "kind": "team" if change.team else "key",
+                "period": change.period,
+                "action": change.action,
+                "usd": usd(change.pico),
+                "pico": change.pico,
+            }
+            for change in changes
+        ],
     }
 
 
@@ -261,9 +272,15 @@ def kind(budget: Budget) -> str:
     return "mirror" if budget.caller.startswith(MIRROR_OF) else "key"
 
 
+def money(state: BudgetState) -> JSON:
+    """Return the limit of a budget, and what is spent, held and left."""
+    picos = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
+    dollars = {f"{name}_usd": usd(pico) for name, pico in picos.items()}
+    return dollars | {f"{name}_pico": pico for name, pico in picos.items()}
+
+
 def _budget_dict(state: BudgetState) -> JSON:
     budget = state.budget
-    money = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {
         "name": budget.caller,
         "kind": kind(budget),
@@ -271,21 +288,8 @@ def _budget_dict(state: BudgetState) -> JSON:
         "per": budget.period,
         "period": state.key,
         "then": budget.then,
-        **{f"{name}_usd": usd(pico) for name, pico in money.items()},
-        **{f"{name}_pico": pico for name, pico in money.items()},
+        **money(state),
         "reset": iso(state.resets),
-    }
-
-
-def _adjustment_dict(change: Adjustment) -> JSON:
-    return {
-        "time": iso(change.at_ns / 1e9),
-        "name": change.name,
-        "kind": "team" if change.team else "key",
-        "period": change.period,
-        "action": change.action,
-        "usd": usd(change.pico),
-        "pico": change.pico,
     }
 
 

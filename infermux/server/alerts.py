@@ -114,9 +114,9 @@ class Watcher:
         subject = due.alert.subject
         if not memory.claim(subject, known.get(subject), now, host()):
             return False
-        if also := [each for each in due.also if each not in known]:
-            self._also[subject] = also
-            memory.claim_all(also, now, host())
+        also = self._also[subject] = [each for each in due.also if each not in known]
+        for each in also:
+            memory.claim(each, None, now, host())
         return True
 
     def _found(self, router: Router, alerts: Alerts) -> Iterator[Due]:

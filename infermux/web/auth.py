@@ -160,8 +160,7 @@ def check_no_caller(api: Api, key: str) -> None:
 
 
 def _signed(key: str, purpose: str, text: str) -> str:
-    message = f"infermux {purpose} {text}"
-    data = message.encode(errors="replace")
+    data = f"infermux {purpose} {text}".encode(errors="replace")
     return hmac.digest(key.encode(errors="replace"), data, "sha256").hex()
 
 
@@ -184,8 +183,7 @@ def is_ours(request: Request, key: str) -> bool:
     """Whether a request has a token of today or yesterday, and is not another site's."""
     nonce, _, signature = request.headers.get(_CSRF, "").partition(".")
     today = int(time.time() // _DAY)
-    days = (today, today - 1)
-    fits = [_is(signature, _signed(key, "csrf", f"{day}.{nonce}")) for day in days]
+    fits = [_is(signature, _signed(key, "csrf", f"{today - ago}.{nonce}")) for ago in (0, 1)]
     return any(fits) and is_same_site(request)
 
 
@@ -199,8 +197,8 @@ def is_logged_in(request: Request, key: str, clock: Callable[[], float] = time.t
     nonce, _, signature = rest.partition(".")
     if not (expires.isascii() and expires.isdigit() and len(expires) < 12):
         return False
-    is_valid = _is(signature, _signed(key, "session", f"{expires}.{nonce}"))
-    return is_valid and clock() < int(expires)
+    genuine = _signed(key, "session", f"{expires}.{nonce}")
+    return _is(signature, genuine) and clock() < int(expires)
 
 
 def log_in(response: Response, request: Request, key: str) -> None:

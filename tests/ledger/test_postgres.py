@@ -154,6 +154,16 @@ def test_init_grants_a_role_what_a_service_needs(postgres: Postgres, opens: Open
     ledger.publish("open", "a", "")
     assert ledger.rates(RateLimiter(Path(ledger.spool_path).with_suffix(".r"))).take("a", rpm=1, tpm=None) is None  # fmt: skip
     assert ledger.problems() == []
+    for right, table in (("INSERT", "holds"), ("DELETE", "calls"), ("UPDATE", "rates")):
+        database.sql(f"REVOKE {right} ON {table} FROM ledger_service")
+        with pytest.raises(LedgerUnavailable) as error:
+            opens(database.service, patient=False).check()
+        assert f"ledger_service may not {right} in the table {table}" in error.value.reason
+        assert "infermux ledger init --role ledger_service" in error.value.reason
+        assert not error.value.temporary
+        opens(database.service).check()  # a command, which may only read
+        opens(database.url).migrate(create=True, role="ledger_service")
+        opens(database.service, patient=False).check()
     postgres.drop(database)
 
 

@@ -9,14 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from books import call
 
 from infermux.errors import RequestError
 from infermux.ledger import AttemptRow, CallRow, Record, summed
 from infermux.ledger.recent import activity, search
 from infermux.ledger.recent.activity import HOUR, OTHERS, SLOT
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.routing.accounting import record
 
 NOON = 1_795_435_200  # 2026-11-23T12:00:00Z
 DAY = 86_400
@@ -188,11 +191,14 @@ def test_what_takes_too_long_is_left_out_and_said(ledger: SQLiteLedger) -> None:
 
 def test_groups_are_bounded_and_old_steps_forgotten(ledger: SQLiteLedger, tmp_path: Path) -> None:
     for n in range(activity.MAX_GROUPS + 50):
-        ledger.settle(rows(f"{n:06x}", NOON - 100, ("a", f"m{n}", ""), caller=f"c{n}", cost=n))
+        tried = ("a", f"m{n}", "" if n % 10 else "upstream_timeout")
+        ledger.settle(rows(f"{n:06x}", NOON - 100, tried, caller=f"c{n}", cost=n))
     activity.keep_up(ledger, NOON)
     [step] = activity.report(ledger, NOON - SLOT, NOON, SLOT, NOON).steps
-    assert len(step.callers) == len(step.targets) == activity.MAX_GROUPS + 1
+    assert len(step.callers) == activity.MAX_GROUPS + 1
     assert step.callers[-1].key == (OTHERS,) and step.callers[-1].calls == 50
+    last = {total.key: total.attempts for total in step.targets[activity.MAX_GROUPS :]}
+    assert last == {(OTHERS, OTHERS, ""): 25, (OTHERS, OTHERS, "upstream_timeout"): 25}
     assert summed(step.callers).cost == step.total.cost
     activity.keep_up(ledger, NOON + activity.KEPT + HOUR)
     with closing(sqlite3.connect(tmp_path / "l.db")) as sql:
@@ -200,6 +206,22 @@ def test_groups_are_bounded_and_old_steps_forgotten(ledger: SQLiteLedger, tmp_pa
 
 
 # -- search ----------------------------------------------------------------------------------------
+
+
+def test_a_search_finds_what_is_shown_in_whatever_letters(backend: Any) -> None:
+    shared = backend.make()
+    shown: dict[str, dict[str, Any]] = {
+        "a": {"requested": "ÄRGER-Modell"},
+        "b": {"tags": {"project": "Größe", "site": "日本"}},
+        "c": {"tags": {"a": 'q"uo\\te'}, "requested": "100%"},
+    }
+    for n, (id, about) in enumerate(shown.items()):
+        shared.settle(record(call(id, at=NOON + n, **about)))
+    wanted = {"ÄRGER": "a", "modELL": "a", "größe": "b", "日本": "b", "PROJECT=Grö": "b"}
+    wanted |= {"site=日本 project=Größe": "b", 'q"uo\\te': "c", 'a=q"': "c", "0%": "c", "1%": ""}
+    for text, ids in wanted.items():
+        found = search.find(shared, search.Search(text)).records
+        assert "".join(each.call.id for each in found) == ids, text
 
 
 def test_a_search_reads_a_bounded_number_of_calls_and_goes_on_from_there(

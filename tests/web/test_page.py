@@ -269,13 +269,37 @@ def test_of_many_budgets_those_with_little_used_are_folded(ledger: SQLiteLedger)
             html = ask(front.port, "/ops/status", headers=LOGIN).data.decode()
         return re.findall(
             r'class="name">([\w-]+)</b>',
-            html.partition('<details id="more-budgets">')[2].partition("</section>")[0],
+            html.partition('<details id="more-budgets"')[2].partition("</section>")[0],
         )
 
     assert folded({f"a{n}": f"{n}" for n in range(1, 8)}) == []  # two more rows are as short
     assert folded({f"b{n}": f"0.{n}" for n in range(1, 10)}) == ["b4", "b3", "b2", "b1"]
     assert folded({f"c{n}": "8" if n > 2 else "7" for n in range(1, 13)}) == []
     assert folded({f"d{n}": "8" if n > 3 else "7" for n in range(1, 13)}) == ["d1", "d2", "d3"]
+
+
+def test_of_many_targets_those_that_are_little_used_are_folded(ledger: SQLiteLedger) -> None:
+    many = [EchoProvider(f"p{n}", [f"m{n}"]) for n in range(30)]
+    with Front(*many, Down(), app=mounted, ledger=ledger) as front:
+
+        def shown() -> list[str]:
+            """Return the providers of the targets that are shown without a tap."""
+            targets, _, others = page(front).partition(" more in service, less used ")
+            first, rest = (
+                re.findall(r"\b(?:m\d+|gone-1) (p\d+|down)\b", part)
+                for part in (targets.partition(" Targets ")[2], others.partition(" Latency ")[0])
+            )
+            assert len({*first, *rest}) == len([*first, *rest]) == 31
+            return first
+
+        assert shown() == [f"p{n}" for n in range(12)]
+        for n in (29, 20, 20):
+            put(ledger, tried(f"p{n}", f"m{n}", 1))
+        front.router.targets.breaker(Target("down", "gone-1")).open()
+        assert shown() == ["down", "p20", "p29", *[f"p{n}" for n in range(9)]]
+        for n in range(13):
+            front.router.targets.breaker(Target(f"p{n}", f"m{n}")).open()
+        assert shown() == [*[f"p{n}" for n in range(13)], "down"]  # what is down is never folded
 
 
 def test_what_has_no_price_is_never_free_and_an_estimate_is_marked(

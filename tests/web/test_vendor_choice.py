@@ -326,10 +326,15 @@ def test_a_model_of_unknown_name_that_refuses_tools_is_asked_by_responses(stream
     assert paths == ["chat/completions", "responses", "responses", "chat/completions"]
 
 
+@pytest.mark.parametrize("configured", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_server_without_responses_serves_their_clients_by_chat(stream):
+def test_a_server_without_responses_serves_their_clients_by_chat(stream, configured):
     with OpenAIVendor(lacks=True) as vendor:
-        local = HTTPProvider("local", base_url=f"{vendor.url}/v1", models=["m"])
+        url = f"{vendor.url}/v1"
+        local = HTTPProvider("local", base_url=url, models=["m"])
+        if configured:
+            found = ProviderConfig("local", "openai", base_url=url, models=("m",))
+            local = build.provider(found)
         with Front(local) as front:
             for _ in range(2):
                 answer = front.ask("/v1/responses", {"model": "m", "input": "Hi", "stream": stream})

@@ -61,6 +61,7 @@ class Support(NamedTuple):
     counts: bool = False  # whether it counts a request's tokens
     stores: bool = False  # whether it has conversations
     searches: bool = False  # whether it has web_search
+    certain: bool = False  # whether it has this format for certain, as a known vendor
     prefix: str = ""  # of its paths
     query: str = ""
 

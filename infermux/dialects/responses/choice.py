@@ -12,7 +12,7 @@ from ...protocol import CHAT, InferRequest
 from .. import Dialect, Headers
 from ..parameters import Kind, Unsaid
 from ..searches import ONLY_CHAT, searches
-from . import NAME, PARAMETERS, RESOURCE, STANDARD, Support
+from . import NAME, PARAMETERS, RESOURCE, Support
 from .requests import asks_thoughts
 from .upstream import PATHS, Responses
 
@@ -56,7 +56,7 @@ class Choice:
         """Learn from a vendor's refusal; return whether the request now has the other format.
 
         A model may be unknown to the patterns, or have a name of its own, as at Azure. A server
-        that is no preset may have no Responses.
+        that is no vendor may lack it.
         """
         before, status = self.choose(request), error.upstream_status
         if before is self._responses and self._own.summarizes and _refuses_summary(error):
@@ -68,7 +68,7 @@ class Choice:
             told = status in (400, 404) and _ELSEWHERE.search(error.message) is not None
             if told and len(self._learned) < MAX_LEARNED:
                 self._learned.add(_cases(request.params, request.model)[-1])
-        elif self.support == STANDARD and status in _NO_SUCH_PATH:
+        elif not self.support.certain and status in _NO_SUCH_PATH:
             code = error.native.members.get("code") if error.native is not None else ""
             known = _STATE.isdisjoint(request.params)  # else it may be about an id
             self._lacks = known and "model" not in f"{code} {error.message}".lower()
@@ -102,11 +102,9 @@ def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> 
     if support.searches and searches(params) and not ONLY_CHAT.match(model):
         return True
     always, tools, effort = _refusals(model, support)
-    if always or not (tools or effort):
+    if always or not (params.get("tools") or params.get("functions")):
         return always
-    if not (params.get("tools") or params.get("functions")):
-        return False
-    return tools or params.get("reasoning_effort") not in (None, "none")
+    return tools or (effort and params.get("reasoning_effort") not in (None, "none"))
 
 
 @lru_cache(maxsize=1024)

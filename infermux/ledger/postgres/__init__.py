@@ -278,11 +278,10 @@ class PostgresLedger(Ledger):
     def problems(self) -> list[str]:
         """Return a message for each sum that differs from its rows, and each missing partition."""
 
-        def work(link: Link) -> list[str]:
-            missing = schema.missing(link, self.clock())
-            return read_only(link, lambda ask: [*missing, *prune.problems(ask)])
-
-        return self.run_long(work)
+        found = self.run_long(lambda link: schema.missing(link, self.clock()))
+        return found + self.run_long(
+            lambda link: read_only(link, lambda ask: [*prune.problems(ask)])
+        )
 
     def copied_from(
         self, source: Ledger, name: str, told: Callable[[int], None] = lambda _: None
@@ -302,7 +301,7 @@ class PostgresLedger(Ledger):
             return
         if self._migrate:
             database.alone(partial(schema.migrate, now=self.clock(), create=True))
-        database.alone(schema.check)
+        database.alone(partial(schema.check, writes=not self.patient))
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
         now = self.clock()

@@ -160,7 +160,7 @@ class Reservations:
         changed = list[Statement]()
         if isinstance(found, Hold):
             keys = self._keys(budgets, hold.at)
-            changed.append(_changed({key: [0, hold.pico] for key in keys}))
+            changed.append(change({key: [0, hold.pico] for key in keys}))
             changed += self._warned(found, rules)
             changed += [self._added(each, found, rules) for each in budgets]
         run(link, [*changed, _CLOSE])
@@ -232,7 +232,7 @@ class Reservations:
             add(deltas, owner, budget.key(hold.at, self._zone), 0, pico + gone)
             renewal = (_RENEW, (new.pico, expires, hold.call_id, owner))
             changed.append(renewal if owner in alive else self._added(budget, new, rules))
-        run(link, [*changed, _changed(deltas), *self._warned(found, rules), _CLOSE])
+        run(link, [*changed, change(deltas), *self._warned(found, rules), _CLOSE])
         return found
 
     def _locked(self, link: Link, hold: Hold) -> tuple[dict[str, int], dict[str, Taken]]:
@@ -325,11 +325,8 @@ def changes(deltas: Deltas) -> list[tuple[Any, ...]]:
     return [(*key, *deltas[key]) for key in sorted(deltas)]
 
 
-def change(link: Link, deltas: Deltas) -> None:
-    link.execute(*_changed(deltas))
-
-
-def _changed(deltas: Deltas) -> Statement:
+def change(deltas: Deltas) -> Statement:
+    """Return the statement that changes what is spent and held."""
     return CHANGE, (recordset(changes(deltas)),)
 
 

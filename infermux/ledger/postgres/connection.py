@@ -42,7 +42,7 @@ _ABOUT = """SELECT extract(epoch FROM clock_timestamp())::float8, pg_backend_pid
     current_setting('transaction_isolation')"""
 _SESSION = f"""SET statement_timeout = {STATEMENT_SECONDS * 1000}; SET lock_timeout = 0;
     SET idle_in_transaction_session_timeout = 5000; SET timezone = 'UTC';
-    SET default_transaction_isolation = 'read committed'"""
+    SET default_transaction_isolation = 'read committed'; SET extra_float_digits = 1"""
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
 _PERMANENT = re.compile(
     r"authentication failed|no password supplied|does not exist|not permitted to log in|"
@@ -187,7 +187,10 @@ class Database:
         finally:
             self.unlimit(link)
             if link.pgconn.transaction_status != _IDLE:
-                _rolled_back(link)
+                with suppress(psycopg.Error):
+                    link.rollback()
+                if link.pgconn.transaction_status != _IDLE:
+                    link.close()
             pool.give(link)
 
     def _judged(self, error: psycopg.Error, link: Link, pool: Pool, timed_out: bool) -> Exception:
@@ -370,13 +373,6 @@ class Database:
 
 class _Lost(Exception):
     """A connection was lost, or there is none: why, and its pool."""
-
-
-def _rolled_back(link: Link) -> None:
-    with suppress(psycopg.Error):
-        link.rollback()
-    if link.pgconn.transaction_status != _IDLE:
-        link.close()
 
 
 def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:

@@ -148,13 +148,15 @@ def _finish(link: Link, name: str, sums: Rows, others: list[tuple[str, Rows]]) -
 
 
 def _sums(ask: Ask, owner: str, where: str) -> Sums:
-    budgets = _BUDGETS.format(owner=owner, where=where)
-    calls = _BY_MONTH.format(", sum(attempts) FROM calls")
-    attempts = _BY_MONTH.format(" FROM attempts")
-    asked = {"calls": calls, "attempts": attempts, "removed calls": _PRUNED_SUMS}
+    asked = {
+        "calls": _BY_MONTH.format(", sum(attempts) FROM calls"),
+        "attempts": _BY_MONTH.format(" FROM attempts"),
+        "removed calls": _PRUNED_SUMS,
+        "budgets": _BUDGETS.format(owner=owner, where=where),
+    }
     return {
         what: [tuple(value or 0 for value in row) for row in ask(query, ())]
-        for what, query in {**asked, "budgets": budgets}.items()
+        for what, query in asked.items()
     }
 
 

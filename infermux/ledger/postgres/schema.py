@@ -93,6 +93,9 @@ _MARK = "infermux_schema"
 _FIND = f"SELECT to_regclass('{_MARK}') IS NOT NULL, to_regclass('calls') IS NOT NULL"
 _PARTITIONS = """SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
     WHERE i.inhparent = 'calls'::regclass"""
+_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
+_LACKS = f"""SELECT current_user, p, t FROM unnest('{{{_RIGHTS}}}'::text[]) AS a(p),
+    unnest(%s::text[]) AS b(t) WHERE NOT has_table_privilege(t, p) LIMIT 1"""
 _PATIENTLY = "SET LOCAL statement_timeout = 0"
 _LOCK = "SELECT pg_advisory_xact_lock(4992031, 0)"  # one migration at a time
 
@@ -110,8 +113,11 @@ def version(connection: Connection[Any]) -> int | None:
     return int(_one(connection, f"SELECT version FROM {_MARK}")[0])
 
 
-def check(connection: Connection[Any]) -> None:
-    """Raise LedgerUnavailable, with the command to run, if the schema is not the current one."""
+def check(connection: Connection[Any], *, writes: bool = False) -> None:
+    """Raise LedgerUnavailable, with the command to run, if the schema is not the current one.
+
+    Likewise if a role that *writes* lacks a right.
+    """
     found, newest = version(connection), len(MIGRATIONS)
     if found is None:
         raise LedgerUnavailable(NO_LEDGER)
@@ -122,6 +128,9 @@ def check(connection: Connection[Any]) -> None:
             age, remedy = "older", f"run {command}"
         what = f"its schema is of version {found}, {age} than this InferMux ({newest})"
         raise LedgerUnavailable(f"{what}: {remedy}")
+    if writes and (lacks := connection.execute(_LACKS, (list(TABLES),)).fetchone()):
+        remedy = f"run `infermux ledger init --role {lacks[0]}` as the owner"
+        raise LedgerUnavailable("{} may not {} in the table {}: ".format(*lacks) + remedy)
 
 
 def migrate(connection: Connection[Any], now: float, *, create: bool, role: str = "") -> list[str]:
@@ -155,7 +164,7 @@ def migrate(connection: Connection[Any], now: float, *, create: bool, role: str 
 
 def _grant(connection: Connection[Any], role: str) -> None:
     name, [schema] = sql.Identifier(role), _one(connection, "SELECT current_schema()")
-    for what in (f"SELECT, INSERT, UPDATE, DELETE ON {', '.join(TABLES)}", f"SELECT ON {_MARK}"):
+    for what in (f"{_RIGHTS} ON {', '.join(TABLES)}", f"SELECT ON {_MARK}"):
         connection.execute(sql.SQL(f"GRANT {what} TO {{}}").format(name))
     usage = sql.SQL("GRANT USAGE ON SCHEMA {} TO {}")
     connection.execute(usage.format(sql.Identifier(schema), name))
@@ -200,8 +209,8 @@ def partitions(connection: Connection[Any]) -> list[date]:
 def missing(connection: Connection[Any], now: float) -> list[str]:
     """Return a message if the calls of this month or the next ones have no partition."""
     found = sorted(set(months(now, SOON)[1:]) - set(partitions(connection)))
-    told = "the calls of {:%Y-%m} have no partition: run `infermux ledger migrate`"
-    return [told.format(month) for month in found[:1]]
+    remedy = "run `infermux ledger migrate`"
+    return [f"the calls of {month:%Y-%m} have no partition: {remedy}" for month in found[:1]]
 
 
 def add_partitions(connection: Connection[Any], wanted: list[date]) -> int:

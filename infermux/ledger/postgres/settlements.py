@@ -188,7 +188,7 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
         if new:
             _spend(deltas, call, hold, released, taken_back or 0, zone)
             link.execute(ADD_SUMS, (recordset(_sums([call])),))
-        change(link, deltas)
+        link.execute(*change(deltas))
     return new
 
 
@@ -253,7 +253,7 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
             add(deltas, owner, period, 0, -pico)
             if id not in settled:
                 spend(deltas, owner, pico, at_ms / 1000, zone)
-        change(link, deltas)
+        link.execute(*change(deltas))
     return len(found)
 
 

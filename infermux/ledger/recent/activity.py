@@ -3,7 +3,7 @@
 A step that has ended is summed up once and stored; of hours that are long over, the hour alone. A
 trigger forgets the stored step, and its hour, when a call is added to it, so the sums never depend
 on when they were computed. Of each step the largest groups are kept and the others added up under
-OTHERS.
+OTHERS, which keeps the errors of attempts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .. import Total, queries, summed
 from ..periods import DAY, ns
 from ..reports import MIRROR_OF
 from ..rollups import Database, steps_with_calls, tasks
-from ..stores import Ask, Sql
+from ..stores import Ask
 
 SLOT, HOUR = 300, 3600  # seconds
 RECENT = 2 * HOUR  # seconds before the end for which steps are stored, if there are none yet
@@ -167,9 +167,11 @@ def percentile(latency: Mapping[int, int], percent: int) -> int | None:
 
 
 def _largest(totals: list[Total]) -> list[Total]:
-    rest = totals[MAX_GROUPS:]
-    key = (OTHERS,) * len(totals[0].key) if totals else ()
-    return [*totals[:MAX_GROUPS], summed(rest, key)] if rest else totals
+    rest = [
+        each._replace(key=(OTHERS, OTHERS)[: len(each.key)] + each.key[2:])
+        for each in totals[MAX_GROUPS:]
+    ]
+    return [*totals[:MAX_GROUPS], *grouped(rest)]
 
 
 # -- steps in the file --
@@ -228,18 +230,11 @@ def _store(
 ) -> None:
     """Store steps, except those to which a call is added meanwhile."""
     token = str(random.randrange(1, 2**62))
-
-    def begin(sql: Sql) -> None:
-        for at in starts:
-            sql.execute(_BEGIN, (step, at, token))
-
-    def end(texts: Sequence[str], sql: Sql) -> None:
-        for text, at in zip(texts, starts, strict=True):
-            sql.execute(_END, (text, step, at, token))
-
-    file.write(begin)
+    begun = [(step, at, token) for at in starts]
+    file.write(lambda sql: sql.executemany(_BEGIN, begun))
     texts = file.snapshot(lambda ask: [_encoded(made(ask, at)) for at in starts])
-    file.write(partial(end, texts))
+    ended = [(text, *row) for text, row in zip(texts, begun, strict=True)]
+    file.write(lambda sql: sql.executemany(_END, ended))
 
 
 def _sums(ask: Ask, start: int, seconds: int = SLOT) -> Step:
@@ -249,7 +244,7 @@ def _sums(ask: Ask, start: int, seconds: int = SLOT) -> Step:
     by_attempt = ask(*queries.totals(_GROUPS[0], *time, None, UTC, every=True))
     tried = [(*[name or "" for name in row[:3]], *row[3:]) for row in by_attempt]
     kinds = [queries.merged(_GROUPS[0], tried)]
-    by_call = [  # no call of a mirror counts as failed: nobody waits for it
+    by_call = [  # none of a mirror's calls counts as failed: nobody waits for it
         (row[0], "", *row[2:5], 0, *row[6:]) if row[0].startswith(MIRROR_OF) else row
         for row in by_call
     ]

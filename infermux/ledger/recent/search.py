@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,13 +21,14 @@ _STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _PLACE = re.compile(r"(\d{1,19})-(.{0,200})", re.ASCII)
 _LAST = "SELECT at_ns FROM calls WHERE (at_ns, id) < (?, ?) ORDER BY at_ns DESC, id DESC"
 _ALL = (
-    *("c.id", "c.trace_id", "c.caller", "c.tags", "c.api", "c.requested", "c.model", "c.served"),
+    *("c.id", "c.trace_id", "c.caller", "c.api", "c.requested", "c.model", "c.served"),
     *("c.provider", "c.provider || '/' || c.served", "c.status", "c.error_code", "c.end_user"),
 )
 _ATTEMPT = """EXISTS (SELECT 1 FROM attempts AS a
     WHERE a.at_ns = c.at_ns AND a.call_id = c.id AND ({}))"""
 _TRIED = f"c.attempts > 1 AND {_ATTEMPT}"
 _LIKE = "lower({}) LIKE ? ESCAPE '!'"
+_LOWER = {code: code + 32 for code in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # as databases
 _TRIED_TEXT = ("a.provider || '/' || a.model", "a.error_code", "a.upstream_request_id")
 
 Place = tuple[int, str]  # the start and id of a call
@@ -104,13 +106,13 @@ def _choose(add: Callable[..., None], search: Search) -> None:
     if code := search.error:
         add(f"c.error_code = ? OR {_ATTEMPT.format('a.error_code = ?')}", code, code)
     for word in search.text[:MAX_TEXT].split():
-        like = f"%{_escaped(word.lower())}%"
+        tag = json.dumps(small := word.translate(_LOWER))[1:-1]  # as tags are stored
         also = " OR ".join(map(_LIKE.format, _TRIED_TEXT))
         fits = " OR ".join([*map(_LIKE.format, _ALL), _TRIED.format(also)])
-        add(fits, *[like] * fits.count("?"))
+        likes = [small] * fits.count("?") + [tag, tag.replace("=", '": "', 1)]
+        tags = _LIKE.format("c.tags")
+        add(f"{fits} OR {tags} OR {tags}", *map(_like, likes))
 
 
-def _escaped(word: str) -> str:
-    for letter in "!%_":
-        word = word.replace(letter, f"!{letter}")
-    return word
+def _like(word: str) -> str:
+    return "%" + re.sub("([!%_])", r"!\1", word) + "%"

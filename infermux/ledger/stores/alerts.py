@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..periods import ms
@@ -44,8 +44,3 @@ class AlertLog(Store):
     def undo(self, subject: str, host: str) -> None:
         """Note that an alert that *host* has claimed was not sent, so that another worker may."""
         self._write(_UNDO, (subject, host))
-
-    def claim_all(self, subjects: Iterable[str], at: float, host: str) -> None:
-        """Note these alerts as sent, so that none is sent."""
-        for subject in subjects:
-            self.claim(subject, None, at, host)

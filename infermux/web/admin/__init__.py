@@ -74,9 +74,6 @@ def _never_stored(response: Response) -> Response:
     return response
 
 
-LOCAL_RATES = "each host counts its own calls: the ledger is away"
-
-
 def health(_: Api) -> Response:
     return json_response({"status": "ok"})
 
@@ -99,11 +96,12 @@ def readiness(api: Api) -> Response:
     }
     usable = len(known) - len(unready)
     ready = problem is None and (usable > 0 or not known)
+    local = {"rate_limits": "each host counts its own calls: the ledger is away"}
     data = {
         "ready": ready,
         "configuration": "ok",
         "ledger": "not configured" if ledger is None else problem or "ok",
-        **({"rate_limits": LOCAL_RATES} if status.limits_are_local(api.router) else {}),
+        **(local if status.limits_are_local(api.router) else {}),
         "records": status.records(api.router)._asdict(),
         "targets": {"usable": usable, "shut": unready},
     }

@@ -14,10 +14,9 @@ from ...errors import InferMuxError, close_to, printable, shown
 from ...ledger import LedgerUnavailable, Total, summed
 from ...ledger.recent import activity
 from ...ledger.recent.activity import OTHERS, Activity, Step
-from ...ledger.reports import figures, iso, kind
+from ...ledger.reports import figures, iso, kind, money
 from ...ledger.sql import Ledger
 from ...planning.registry import flat
-from ...pricing import usd
 from ...protocol import must_be
 from ...routing.router import Router
 from ...server import status
@@ -62,7 +61,7 @@ class Overview(NamedTuple):
     span: Span
     sentence: Sentence
     ledger: str  # "ok", "none" or "unavailable"
-    targets: list[JSON]
+    targets: list[JSON]  # down ones, then the most used
     budgets: list[JSON]
     service: JSON
     activity: Activity | None
@@ -110,6 +109,7 @@ def overview(router: Router, span: Span, now: float, service: Mapping[str, str])
     detours = {each.target: detour(router, each.target, found) for each in found if down(each)}
     told = sentence(found, detours, state, budgets, whole, span.name)
     targets = [_target_dict(each, seen, detours.get(each.target)) for each in found]
+    targets.sort(key=lambda each: (not each["down"], -sum(each.get("attempts", ()))))
     about = status.service(router) | {"version": __version__, "configuration": dict(service)}
     return Overview(now, span, told, state, targets, budgets, about, seen, whole)
 
@@ -234,14 +234,12 @@ def errors(whole: Step) -> list[JSON]:
 
 def _budget(state: Any) -> JSON:
     used, budget = state.spent + state.held, state.budget
-    picos = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {
         "name": printable(budget.caller),
         "kind": kind(budget),
         "per": budget.period,
         "then": budget.then,
-        **{f"{name}_usd": usd(pico) for name, pico in picos.items()},
-        **{f"{name}_pico": pico for name, pico in picos.items()},
+        **money(state),
         "used": round(used / state.limit, 4) if state.limit else 1.0,
         "resets": iso(state.resets),
     }

@@ -97,7 +97,6 @@ class StatusPage:
         return _rendered(
             "status.html",
             view=found,
-            whole=found.whole,
             steps=steps,
             of={step.start: overview.sums(step) for step in steps},
             costs=overview.costs(found.whole) if found.whole else {},
@@ -144,8 +143,7 @@ class StatusPage:
         """Show the form, or check the key that it sends and set the cookie."""
         key = admin_key(self._admin)
         if request.method != "POST":
-            logged_in = auth.is_logged_in(request, key)
-            return _redirect("../status") if logged_in else _login_form("")
+            return _redirect("../status") if auth.is_logged_in(request, key) else _login_form("")
         if not auth.is_same_site(request):
             return _login_form("Log in on this page.", status=403)
         form = parse_qs(read_body(MAX_FORM).decode(errors="replace"), max_num_fields=10)
