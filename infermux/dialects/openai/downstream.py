@@ -128,8 +128,7 @@ class Encoder:
         if chunk.usage_only and not self._include_usage:
             return b""
         native = chunk.native if chunk.native is not None and chunk.dialect == NAME else None
-        is_empty = not (chunk.has_content or chunk.annotations)
-        if native is None and (chunk.shown or is_empty):
+        if native is None and (chunk.shown or not (chunk.has_content or chunk.annotations)):
             return b""
         self._usage_sent = self._usage_sent or (native is not None and chunk.usage is not None)
         ready, self._held = self._held, self._event(chunk) if native is None else native

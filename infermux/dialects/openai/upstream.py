@@ -349,7 +349,9 @@ def _chunk(event: Event) -> Chunk:
     body = read_object(event.data, decode_error)
     if event.name == b"error":
         raise decode_error(502, {}, event.data)
-    native = Event(event.data.replace(b"\n", b" "), event.name).encode()
+    if b"\n" in event.data:
+        event = event._replace(data=event.data.replace(b"\n", b" "))
+    native = event.encode()
     if (words := _words(body)) is not None:
         return Chunk(
             words, native=native, model=body["model"] or None, id=body["id"] or None, dialect=NAME
