@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...types import JSON
-from .. import listed, without
+from .. import listed, parted, without
 from ..parameters import Drop, hint
 
 OFF = {"type": "disabled"}
@@ -51,7 +51,7 @@ def bound(body: JSON, model: str, drop: Drop) -> JSON:
     hint("tool_choice", drop)
     drop.preference = True  # a target that can be forced is tried first
     words = f"Call the tool {choice['name']}." if "name" in choice else "Call one of the tools."
-    told = [*_blocks(body.get("system") or []), {"type": "text", "text": words}]
+    told = [*parted(body.get("system") or []), {"type": "text", "text": words}]
     return body | {"system": told, "tool_choice": without(choice, "name") | {"type": "auto"}}
 
 
@@ -94,7 +94,7 @@ def breakpoints(body: JSON, model: str) -> JSON:
     if isinstance(tools, list) and tools and size >= least and isinstance(tools[-1], dict):
         new["tools"] = [*tools[:-1], tools[-1] | MARK]
     size += _size(system)
-    if size >= least and (marked := _marked(_blocks(system))) is not None:
+    if size >= least and (marked := _marked(parted(system))) is not None:
         new["system"] = marked
     goes_on = bool(tools) or any(turn.get("role") == "assistant" for turn in turns)
     if goes_on and size + _size([turn.get("content") for turn in turns]) >= least:
@@ -111,14 +111,10 @@ def _with_marks(turns: list[JSON]) -> list[JSON]:
         content = turn.get("content")
         if turn.get("role") != "user" or not left:
             continue
-        if (marked := _marked(_blocks(content))) is not None:
+        if (marked := _marked(parted(content))) is not None:
             found[place] = turn | {"content": marked}
             left -= 1
     return found
-
-
-def _blocks(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _marked(blocks: Any) -> list[JSON] | None:
