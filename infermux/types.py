@@ -163,6 +163,7 @@ class Usage:
     geo: str | None = None  # the region that the vendor bills apart
     fees: tuple[tuple[str, int], ...] = ()  # what is billed by number: ("web_search", 2)
     others: tuple[tuple[str, Usage], ...] = ()  # of other models, which the vendor bills as well
+    parts: tuple[Usage, ...] = ()  # summed up in it, and billed each by its size
 
 
 NOTHING: Mapping[str, str] = {}

@@ -16,7 +16,6 @@ from ..ledger.sql import Ledger
 from . import OneLine, contents, csv_text, json_text, table, warn
 from .prices import Known
 
-_LAST_DAY = 84_000  # since 1970, in 2199
 _MAX_PROBLEMS = 20  # unreadable lines of a bill that are named
 
 
@@ -63,7 +62,8 @@ def _ours(
     first, last = map(midnight, bill.days)
     edges = zip(span, (first, last + DAY), strict=True)
     since, until = (math.ceil((whole if at is None else at) / DAY) for at, whole in edges)
-    days = [date(1970, 1, 1) + timedelta(n) for n in range(max(0, since), min(until, _LAST_DAY))]
+    # bills are of 1970 to 2199
+    days = [date(1970, 1, 1) + timedelta(n) for n in range(max(0, since), min(until, 84_000))]
     totals = list[Total]()
     for day in days:
         start, end = (midnight(each, bill.zone(each)) for each in (day, day + timedelta(1)))

@@ -70,7 +70,10 @@ def charge(
         own = prices.override(provider, model, overrides) if model and overrides else None
         price = own or (prices.find(provider, model) if model else None)
         if price is not None:
-            costs = [cost(usage, price, at=at, service_tier=service_tier, requests=requests)]
+            costs = [
+                cost(each, price, at=at, service_tier=service_tier, requests=requests)
+                for each in usage.parts or (usage,)
+            ]
             for name, more in usage.others:
                 other = prices.override(provider, name, overrides or {})
                 costs.append(cost(more, other or prices.find(provider, name), at=at))

@@ -278,4 +278,6 @@ def _service(price: Price, name: str | None) -> Service | None:
     for each in price.service:
         if each.name == wanted:
             return each
+    if wanted == "fast":  # OpenAI's newer name
+        return _service(price, "priority")
     return STANDARD if wanted in STANDARD_TIERS else None

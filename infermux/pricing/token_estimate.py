@@ -101,8 +101,6 @@ def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
 
 def estimate_prompts(params: Mapping[str, Any]) -> int:
     """Estimate the tokens of the params `prompt` and `input`: texts, or lists of tokens."""
-    if "prompt" not in params and "input" not in params:
-        return 0
     return _prompt(params.get("prompt")) + _prompt(params.get("input"))
 
 

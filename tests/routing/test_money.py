@@ -75,6 +75,7 @@ def service(
 "searches" = { input = "1", output = "10", fees = { web_search = "10", request = "5" }, max_input = 10000, max_output = 100 }
 "paints" = { input = "1", output = "10", output_image = "100", max_output = 100 }
 "wordy" = { input = "100", output = "1", max_output = 100 }
+"lengths" = { input = "1", output = "10", max_output = 100, tiers = [{ over = 1200, input = "5", output = "50" }] }
 "runs" = { input = "1", output = "10", fees = { code_interpreter = "30" }, max_input = 10000, max_output = 100 }
 "placed" = { input = "1", output = "10", geo = { us = "1.1" }, max_output = 100 }
 """
@@ -98,7 +99,7 @@ hash = "{hashed(KEY)}"
 type = "{kind}"
 base_url = "{vendor.url}{path}"
 api_key = "env:VENDOR"
-models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "runs", "paints", "wordy", "unknown"]
+models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "runs", "paints", "wordy", "lengths", "unknown"]
 {timeouts}
 [providers.{name}.prices]
 {prices}"""
@@ -186,7 +187,9 @@ BILLS: list[tuple[str, str, Any, int | None]] = [
     ("flex", "openai/tiered", chat(service_tier="flex"), PLAIN // 2),
     ("batch", "openai/tiered", chat(service_tier="batch"), PLAIN // 2),
     ("default", "openai/tiered", chat(service_tier="default"), PLAIN),
+    ("priority, as it is called since 2026", "openai/tiered", chat(service_tier="fast"), 2 * PLAIN),
     ("unlisted tier", "openai/sized", chat(service_tier="priority"), None),
+    ("unlisted tier by its new name", "openai/sized", chat(service_tier="fast"), None),
     ("audio", "openai/heard", chat(usage(**AUDIO)), (600 + 400 * 50 + 50 * 10 + 50 * 100) * MICRO),
     ("unlisted audio", "openai/sized", chat(usage(**AUDIO)), None),
     ("no audio", "openai/sized", chat(usage(prompt_tokens_details={"audio_tokens": 0})), PLAIN),
@@ -208,6 +211,12 @@ BILLS: list[tuple[str, str, Any, int | None]] = [
     ("compaction", "anthropic/sized", claude(iterations=[
         {"type": "compaction", "input_tokens": 500, "output_tokens": 50},
         {"type": "message", "input_tokens": 1000, "output_tokens": 100}]), PLAIN + 1000 * MICRO),
+    ("iterations by size", "anthropic/lengths", claude(iterations=[
+        {"type": "compaction", "input_tokens": 2000, "output_tokens": 50},
+        {"type": "message", "input_tokens": 1000, "output_tokens": 100}]), PLAIN + (2000 * 5 + 50 * 50) * MICRO),
+    ("small iterations", "anthropic/lengths", claude(iterations=[
+        {"type": "compaction", "input_tokens": 700, "output_tokens": 50},
+        {"type": "message", "input_tokens": 1000, "output_tokens": 100}]), PLAIN + 1200 * MICRO),
     ("one iteration", "anthropic/sized", claude(iterations=[{"type": "message", "input_tokens": 1000, "output_tokens": 100}]), PLAIN),
     ("an unlisted advisor", "anthropic/sized", claude(iterations=[
         {"type": "message", "input_tokens": 1000, "output_tokens": 100},
@@ -460,6 +469,7 @@ OUT = 10 * MICRO  # pico-USD per token of output
         ({"max_tokens": 50, "messages": part("file", file={"file_id": "file-1"})}, 1000, 1100),
         ({"max_tokens": 50, "model": "openai/heard", "messages": part("input_audio", input_audio={"data": data(250_000), "format": "wav"})}, 10_000, 11_000),
         ({"max_tokens": 50, "model": "openai/tiered", "service_tier": "priority"}, 100, 104),
+        ({"max_tokens": 50, "model": "openai/tiered", "service_tier": "fast"}, 100, 104),
         ({"max_tokens": 50, "model": "openai/tiered", "service_tier": "flex"}, 50, 52),
         ({"max_tokens": 50, "model": "anthropic/sized"}, 50, 52),
         ({"model": "gemini/sized", "max_tokens": 50}, 50, 52),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from ...types import JSON, Usage
@@ -12,10 +12,7 @@ from .. import members as obj
 from .. import obj as strict
 
 _DATE = re.compile(r"-\d{8}\Z")
-_SUMMED = (
-    *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens"),
-    "cache_write_1h_tokens",
-)
+_SUMMED = [each.name for each in fields(Usage)[:5]]  # the tokens that are billed
 
 
 def usage_of(value: object, model: object = None) -> Usage | None:
@@ -33,15 +30,15 @@ def usage_of(value: object, model: object = None) -> Usage | None:
     for each in items(listed):
         if (usage := _counted(each)) is None:
             continue
+        usage = replace(usage, service_tier=found.service_tier)
         if _name(each.get("model")) in ("", _name(model)):
-            own.append(usage)
+            own.append(replace(usage, geo=found.geo, fees=() if own else found.fees))
         else:
-            others.append((word(each["model"]), replace(usage, service_tier=found.service_tier)))
+            others.append((word(each["model"]), usage))
     sums: dict[str, Any] = {n: sum([getattr(each, n) or 0 for each in own]) for n in _SUMMED}
-    if sums["input_tokens"] + sums["output_tokens"] >= sum(
-        [found.input_tokens or 0, found.output_tokens or 0]
-    ):  # the answer's own usage lacks compactions
-        found = replace(found, **sums)
+    told = (found.input_tokens or 0) + (found.output_tokens or 0)
+    if sums["input_tokens"] + sums["output_tokens"] >= told:  # its own usage lacks compactions
+        found = replace(found, **sums, parts=tuple(own))
     return replace(found, others=tuple(others))
 
 

@@ -20,7 +20,6 @@ _HALF = Fraction(1, 2)  # of the price: a batch, at OpenAI and Anthropic
 _SEARCH = Fraction(1, 100)  # USD, for each of Anthropic's web searches
 _GEO = {"us": Fraction(11, 10)}  # factors of Anthropic's inference_geo
 _ANYWHERE = ("", "global", "not_available", "none", "null", "not_applicable")
-_TIERS = ("priority", "flex", "fast")  # that have another price
 _WRITE = "usage_input_tokens_cache_write"
 _EPHEMERAL = "cache_creation_ephemeral_{}_input_tokens"
 ANTHROPIC_OUTPUT = ("usage_output_tokens", "output_tokens")
@@ -115,10 +114,8 @@ def _priced(
     price = prices.find(vendor, name.lower()) or prices.find(vendor, model_key(name))
     if price is None:
         return None
-    listed, tier = {each.name for each in price.service}, "batch" if batch else tier
-    if tier in _TIERS and tier not in listed:
-        return None
-    is_half = batch and tier not in listed
+    tier = "batch" if batch else tier
+    is_half = batch and tier not in {each.name for each in price.service}
     at = datetime.fromisoformat(day).replace(hour=12, tzinfo=UTC)
     charged = price if long or not price.tiers else replace(price, tiers=())
     pico = cost(counted, charged, at=at, service_tier="" if is_half else tier)

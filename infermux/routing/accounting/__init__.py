@@ -297,7 +297,7 @@ class Accounting:
         if not answer.finish_reason:  # cut off: the vendor's count lacks the last words
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
-                usage = replace(usage, output_tokens=written, estimated=True)
+                usage = replace(usage, output_tokens=written, estimated=True, parts=())
         attempt.assumed = usage.estimated and not answer.finish_reason
         self._charge(call, attempt, usage)
 
