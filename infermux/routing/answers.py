@@ -43,7 +43,7 @@ _BESIDE = re.compile(
     rb'"(logprobs|annotations|citations|search_results|audio|images|logprobsResult|inlineData'
     rb'|groundingMetadata|citationMetadata)"\s*:\s*[\[{]\s*[^\]}\s]'
 )
-_USED = [item.name for item in fields(Usage) if item.name not in ("fees", "others")]
+_USED = [item.name for item in fields(Usage) if item.name not in ("fees", "others", "parts")]
 _KEPT = (
     *("model", "provider", "content", "tokens_in", "tokens_out"),
     *("finish_reason", "reasoning", "refusal", "id", "details", "annotations", "images"),

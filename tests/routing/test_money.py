@@ -416,6 +416,16 @@ def test_a_background_response_that_nobody_reads_is_spent(tmp_path, vendor):
     assert sum(row.call.cost or 0 for row in rows(client)) == PLAIN
 
 
+def test_an_answer_that_took_iterations_is_cached_like_others(tmp_path, vendor):
+    cached = '[models.kept]\ntargets = ["anthropic/sized"]\ncache_answers = { ttl = "1h", max = "1MB" }\n'
+    client = service(tmp_path, vendor, more=cached)
+    message = {"type": "message", "input_tokens": 1000, "output_tokens": 100}
+    vendor.says(claude(iterations=[message | {"type": "compaction"}, message]))
+    told = [ask(client, "kept").headers["X-Infermux-Cache"] for _ in range(2)]
+    assert told == ["miss", "hit"] and len(vendor.seen) == 1
+    assert [record.call.cost for record in rows(client)] == [0, 2 * PLAIN]
+
+
 def test_counting_tokens_costs_nothing(tmp_path, vendor):
     client = service(tmp_path, vendor, 'usd = "0.000001"')
     vendor.says({"input_tokens": 1000})

@@ -42,8 +42,7 @@ def openai(cells: Cells, day: str, offset: timedelta) -> Iterator[Charge]:
         cache_write_tokens=cells.count("input_cache_write_tokens"),
     )
     others = [kind for kind, names in _OPENAI_OTHER if sum(map(cells.count, names))]
-    tier = cells.text("service_tier").lower()
-    batch = cells.flag("batch") or tier == "batch"
+    tier = "batch" if cells.flag("batch") else cells.text("service_tier").lower()
     if not name:
         if counted.input_tokens or counted.output_tokens or cells.count("num_model_requests"):
             raise cells.bad(cells.column(*_MODEL), _UNNAMED)
@@ -53,8 +52,8 @@ def openai(cells: Cells, day: str, offset: timedelta) -> Iterator[Charge]:
     if others:
         yield Charge(day, key, None, unknown=f"{others[0]} tokens", offset=offset)
         return
-    usd = _priced(cells.prices, "openai", name, counted, day, tier=tier, batch=batch)
-    yield Charge(day, key, usd, "batches" if batch else "", offset=offset)
+    usd = _priced(cells.prices, "openai", name, counted, day, tier)
+    yield Charge(day, key, usd, "batches" * (tier == "batch"), offset=offset)
 
 
 def anthropic(cells: Cells, day: str) -> Iterator[Charge]:
@@ -75,25 +74,17 @@ def anthropic(cells: Cells, day: str) -> Iterator[Charge]:
             raise cells.bad(cells.column(*_MODEL), _UNNAMED)
         yield Charge(day, empty=True)
         return
-    key, kind = model_key(name), cells.text("usage_type", "service_tier").lower()
-    geo, batch = cells.text("inference_geo").lower(), kind == "batch"
-    tier = cells.text("speed").lower().removesuffix("standard") or kind
-    window = cells.text("context_window")
-    usd = _priced(
-        cells.prices,
-        "anthropic",
-        name,
-        counted,
-        day,
-        tier=tier,
-        batch=batch,
-        long=window[:1] in (">", "2"),
-    )
+    key, tier = model_key(name), cells.text("usage_type", "service_tier").lower()
+    geo, speed = cells.text("inference_geo").lower(), cells.text("speed").lower()
+    if tier != "batch":
+        tier = speed.removesuffix("standard") or tier
+    long = cells.text("context_window")[:1] in (">", "2")
+    usd = _priced(cells.prices, "anthropic", name, counted, day, tier, long=long)
     factor = Fraction(1) if geo in _ANYWHERE else _GEO.get(geo)
     if usd and factor is None:
         yield Charge(day, key, None, unknown=f"inference_geo {shown(geo)}")
     else:
-        yield Charge(day, key, usd and usd * (factor or 1), "batches" if batch else "")
+        yield Charge(day, key, usd and usd * (factor or 1), "batches" * (tier == "batch"))
     if searches:
         yield Charge(day, key, searches * _SEARCH, "web searches")
 
@@ -104,9 +95,8 @@ def _priced(
     name: str,
     counted: Usage,
     day: str,
-    *,
     tier: str,
-    batch: bool,
+    *,
     long: bool = False,
 ) -> Fraction | None:
     if not (counted.input_tokens or counted.output_tokens):
@@ -114,8 +104,7 @@ def _priced(
     price = prices.find(vendor, name.lower()) or prices.find(vendor, model_key(name))
     if price is None:
         return None
-    tier = "batch" if batch else tier
-    is_half = batch and tier not in {each.name for each in price.service}
+    is_half = tier == "batch" and tier not in {each.name for each in price.service}
     at = datetime.fromisoformat(day).replace(hour=12, tzinfo=UTC)
     charged = price if long or not price.tiers else replace(price, tiers=())
     pico = cost(counted, charged, at=at, service_tier="" if is_half else tier)
