@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import reduce
 from operator import mul
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from ..types import Usage
 from .tariff import (
@@ -266,8 +266,7 @@ def _units(rates: Tariff) -> _Units | None:
     units = [EXACT.multiply(rate, _PER_TOKEN) for rate in by_class(rates)]
     if rates.output is None or any(unit != int(unit) for unit in units):
         return None
-    fresh, cached, write, hour, output = map(int, units)
-    return fresh, cached, write, hour, output
+    return cast(_Units, tuple(map(int, units)))
 
 
 def _service(price: Price, name: str | None) -> Service | None:

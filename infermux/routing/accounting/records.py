@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 from ...ledger import MAX_PICO, MAX_TOKENS, AttemptRow, CallRow, Record
 from ...planning import kept
@@ -138,7 +139,7 @@ def _sums(rows: Sequence[AttemptRow]) -> _Sums:
         return row[9:15], cost, row.first_ms, row.unpriced, row.cache_saved
     columns = zip(*[row[9:15] for row in rows], strict=True)
     sums = [_sum(column) for column in columns] or [None] * 6
-    tokens = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
+    tokens = cast(_Tokens, tuple(sums))
     unpriced, cost = sum([row.unpriced for row in rows]), _sum([row.cost for row in rows])
     first = next((row.first_ms for row in reversed(rows) if row.first_ms is not None), None)
     saved = _sum([row.cache_saved for row in rows])
