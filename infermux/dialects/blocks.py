@@ -31,19 +31,15 @@ class BlockWriter:
         self.arguments: list[str] = []  # of the open call, in pieces
 
     def begin(self, key: Key, piece: JSON) -> bytes:
-        """Return the events that open a block."""
         raise NotImplementedError
 
     def grow(self, key: Key, piece: JSON) -> bytes:
-        """Return the events that add a piece to the open block."""
         raise NotImplementedError
 
     def finish(self, key: Key) -> bytes:
-        """Return the events that close the open block."""
         raise NotImplementedError
 
     def cite(self, annotations: list[JSON]) -> bytes:
-        """Return the events that add citations."""
         raise NotImplementedError
 
     def drain(self, pieces: list[tuple[Key, JSON]], *, last: bool) -> bytes:

@@ -146,7 +146,6 @@ def _with(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) ->
 
 
 def _translated(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) -> JSON:
-    """Return the members of a body that say *forced*."""
 
     def body(params: Mapping[str, Any], dropped: list[str] | None) -> JSON:
         asked = InferRequest(

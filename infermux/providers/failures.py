@@ -100,7 +100,6 @@ def _cause(error: object) -> str:
 
 
 def _chain(error: object) -> Iterator[BaseException]:
-    """Yield an error and those that it wraps."""
     for _ in range(6):
         if not isinstance(error, BaseException):
             return

@@ -165,7 +165,6 @@ class SharedMemory:
         return True
 
     def count(self, *key: str) -> None:
-        """Add one to a series of one cell."""
         slot = self.own
         with slot.lock:
             slot.add(key)

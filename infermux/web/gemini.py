@@ -40,12 +40,10 @@ _OPTIONS = ("alt", "$alt", "prettyPrint", "$prettyPrint")  # in addresses, passe
 def gemini_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
     """Return the Gemini-compatible endpoints for *router*; a client's base URL is the service."""
     routes: list[Route] = []
+    for path in (*PATHS, "/v1beta"):  # some clients write a name with a slash after that
+        routes += [("POST", f"{path}/<path:ident>:{name}", view) for name, view in METHODS.items()]
     for path in PATHS:
-        routes += [
-            *((("POST", f"{path}/<path:ident>:{name}", view)) for name, view in METHODS.items()),
-            ("GET", path, models),
-            ("GET", f"{path}/<path:ident>", model),
-        ]
+        routes += [("GET", path, models), ("GET", f"{path}/<path:ident>", model)]
     checked = [(method, path, partial(_without_key, view)) for method, path, view in routes]
     unknown = [("POST", f"{path}/<path:ident>", no_method) for path in PATHS]
     api = Api("gemini", router, wire.encode_error, caller)

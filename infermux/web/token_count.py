@@ -17,7 +17,6 @@ _COUNTED = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "r
 
 
 def native_body(response: InferResponse, dialect: str) -> bytes | None:
-    """Return the vendor's body if it is in *dialect*, else None."""
     own, body = response.native or ("", None)
     return body if own == dialect else None
 

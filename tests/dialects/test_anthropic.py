@@ -1021,6 +1021,23 @@ def test_a_request_keeps_its_body() -> None:
     request.check()
 
 
+def test_an_effort_that_changes_in_the_conversation_is_anthropics_own() -> None:
+    louder = {"role": "system", "output_config": {"effort": "max"}}
+    request = taken(BODY | {"messages": [*HELLO, louder, *HELLO]})
+    assert request.messages == [*HELLO, *HELLO]
+    sent = json.loads(wire.encode_request(request, stream=False))
+    assert sent["messages"] == [*HELLO, louder, *HELLO]
+    with pytest.raises(RequestError, match=r"messages\.1 is invalid"):
+        taken(BODY | {"messages": [*HELLO, {"role": "system"}]})
+
+
+def test_openais_mark_of_what_may_be_cached_is_anthropics() -> None:
+    part = {"type": "text", "text": "Hi", "prompt_cache_breakpoint": {"mode": "explicit"}}
+    [turn] = sent([{"role": "user", "content": [part]}])["messages"]
+    mark = {"cache_control": {"type": "ephemeral"}}
+    assert turn["content"] == [{"type": "text", "text": "Hi", **mark}]
+
+
 CONVERSATION: list[JSON] = [
     {
         "role": "system",

@@ -948,8 +948,8 @@ def test_parameters(params, want):
     [
         ("gemini-2.5-flash", {"thinkingBudget": 0}),
         ("gemini-2.5-pro", {"thinkingBudget": 128}),
-        ("gemini-3.1-pro", {"thinkingLevel": "low"}),
-        ("gemini-3.5-flash-lite", {"thinkingLevel": "low"}),
+        ("gemini-3.1-pro", {"thinkingLevel": "LOW"}),
+        ("gemini-3.5-flash-lite", {"thinkingLevel": "LOW"}),
     ],
 )
 def test_a_model_that_must_think_thinks_least(model, least):

@@ -24,6 +24,7 @@ HINTS: JSON = {
     "parallel_tool_calls": False,
     "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "k",
+    "prompt_cache_options": {"ttl": "1h"},
     "prompt_cache_retention": "24h",
     "reasoning_effort": "beyond",
     "safety_identifier": "s",
@@ -235,6 +236,14 @@ def test_a_model_samples_as_it_is_told_only_while_it_does_not_reason(
     own = {"reasoning_effort": effort} if door == "openai" and effort else {}  # as it came
     assert {name: found[name] for name in found.keys() & names} == sent | own
     assert told(answer) >= SAMPLED.keys() - sent.keys()
+
+
+def test_what_openais_models_know_is_theirs_in_every_format_of_openai(front, vendors):
+    well(vendors, "openai")
+    options = {"prompt_cache_options": {"ttl": "30m"}}
+    running = front("openai", models={"openai": "gpt-6-luna"})
+    answer = running.ask(OPENAI, HELLO | options | {"model": "x"})
+    assert vendors["openai"].seen[-1].body.items() >= options.items() and not told(answer)
 
 
 def test_what_googles_command_line_sends_with_every_request_excludes_no_vendor(front, vendors):

@@ -320,6 +320,18 @@ def test_what_a_vendors_own_tools_did_is_left_out_and_told(ask, dialect):
     assert answer.headers["X-Infermux-Dropped"] == "input.web_search_call"
 
 
+@every_dialect
+def test_an_effort_that_changes_in_the_conversation_is_that_of_the_answer(ask, front, dialect):
+    louder = item("configuration_update", reasoning={"effort": "high"})
+    _, sent = ask(dialect, input=[USER, louder, USER], reasoning={"effort": "low"})
+    efforts = {"openai": '"high"', "anthropic": "16384", "gemini": "24576"}
+    assert efforts[dialect] in json.dumps(sent)
+    form = item("configuration_update", text={"format": {"type": "text"}})
+    body = {"model": MODELS[dialect], "input": [USER, form, USER]}
+    param = "input.configuration_update"
+    is_error(front.ask(PATH, body), 400, "unsupported_parameter", param)
+
+
 BAD = {
     "model": {"model": 1},
     "input": {"input": 1},

@@ -182,9 +182,11 @@ def _list(value: object) -> list[JSON]:
 
 def _messages(turn: JSON) -> list[JSON]:
     """Return a turn as messages; first a message for each tool result."""
-    role, content = turn["role"], turn["content"]
+    role, content = turn["role"], turn.get("content")
     if role not in ("user", "assistant", "system"):
         raise ValueError("no such role")
+    if role == "system" and content is None and turn["output_config"]:
+        return []  # only the effort of the turns that follow
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     blocks = _list(content)

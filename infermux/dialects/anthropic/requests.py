@@ -35,7 +35,7 @@ from ..searches import OPTIONS, moved, of_anthropic
 from ..sizes import MIN_THINKING_BUDGET
 from ..tools import arguments_of, leave_out, with_functions
 from . import NAME, PARAMETERS
-from .models import OFF, SAMPLING, SHOWN, bound, fitted_thinking, refused, version_of
+from .models import MARK, OFF, SAMPLING, SHOWN, bound, fitted_thinking, refused, version_of
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed
 # Thinking budgets in tokens by effort; models from 4.6 on have an effort parameter.
@@ -189,6 +189,8 @@ def is_empty(part: JSON) -> bool:
 def _block(part: JSON, drop: Drop) -> JSON | None:
     kind = string(part, "type")
     extra = without(part, "type", kind)
+    if extra.pop("prompt_cache_breakpoint", None):  # OpenAI's
+        extra |= MARK
     if kind == "text":
         return {"type": "text", "text": string(part, "text"), **extra}
     if kind == "image_url":

@@ -166,7 +166,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         body = body if body["toolConfig"] else without(body, "toolConfig")
     if config.get("thinkingConfig") == {"thinkingBudget": 0}:  # which the Pros and Gemini 3 refuse
         budget = {"thinkingBudget": 128 if "-pro" in request.model else 0}
-        config["thinkingConfig"] = {"thinkingLevel": "low"} if signs else budget
+        config["thinkingConfig"] = {"thinkingLevel": "LOW"} if signs else budget
     search.add(body, drop)
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)

@@ -34,7 +34,7 @@ EXPRESSED = PARAMS | {
     "stream_options",
     "tools.strict",
 }
-_KNOWN = EXPRESSED | {"client_metadata"}  # to OpenAI's models
+_KNOWN = EXPRESSED | {"client_metadata", "prompt_cache_options"}  # to OpenAI's models
 _EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 _MESSAGE = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal"})
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ...errors import shown
 from ...protocol import must_be
 from ...types import JSON
-from .. import items, objects, require
+from .. import items, members, objects, require
 from . import DRAWN
 from .events import drawn
 from .reasoning import details_of
@@ -143,6 +143,13 @@ class Items:
         else:
             self._late.setdefault(id(caller), []).append(message)
 
+    def update(self, item: JSON, place: str) -> None:
+        """Take the effort of the turns that follow; another format of theirs is the vendor's."""
+        if effort := members(item.get("reasoning")).get("effort"):
+            self.params["reasoning_effort"] = require(effort, f"{place}.reasoning.effort", str)
+        if item.get("text"):
+            self.params["input.configuration_update"] = True
+
     def _begin(self, message: JSON) -> None:
         self._complete()
         self.messages.append(message)
@@ -180,6 +187,7 @@ _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
     "custom_tool_call": Items.custom_call,
     "custom_tool_call_output": Items.output,
     ADDED: Items.add_tools,
+    "configuration_update": Items.update,
 }
 
 

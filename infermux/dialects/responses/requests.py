@@ -259,9 +259,8 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
         return {"type": "input_text", "text": own}
     if kind == "image_url":
         image = {"url": own} if isinstance(own, str) else obj(own)
-        detail = image.get("detail")
-        known = {"detail": detail} if detail else {}
-        return {"type": "input_image", "image_url": image.get("url")} | known
+        detail = image.get("detail") or "auto"
+        return {"type": "input_image", "image_url": image.get("url"), "detail": detail}
     if kind == "file":
         return {"type": "input_file"} | given(chat.named(own))
     if kind == "input_audio":
@@ -271,7 +270,6 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
 
 
 def _said(message: JSON, place: str, drop: Drop) -> list[JSON]:
-    """Return the item of what an assistant said, if anything."""
     content, refusal = message.get("content"), message.get("refusal")
     parts = listed(content)
     for part in parts:

@@ -114,7 +114,6 @@ def _read(native: Native, request: InferRequest) -> InferRequest:
 
 
 def _merged_body(before: InferRequest, after: InferRequest, own: Native) -> JSON:
-    """Return the own body with only what has changed."""
     value = _value(own)
     for was, now in _bodies(before, after, own):
         for name, inner in _TURNS.items():
