@@ -26,6 +26,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -1234,7 +1235,7 @@ def messages(body: JSON) -> Asked:
     if isinstance(body.get("system"), list):
         for number, block in enumerate(body["system"]):
             _check_block(block, f"system.{number}", {"text"})
-    _check_turns(body["messages"])
+    _check_turns(_spoken(body))
     _check_bound(body)
     if body["messages"][-1]["role"] == "assistant" and _claude(body["model"]) >= (4, 6):
         raise Refused(
@@ -1313,7 +1314,13 @@ def bound(body: JSON, turns: list[JSON]) -> str:
     """Return what binds a thought to all that came before it, for models that do so."""
     if not FREE.search(body["model"]):
         return ""
-    text = json.dumps([body.get("system"), body.get("tools"), turns], sort_keys=True)
+    plain = [
+        turn | {"content": [{"type": "text", "text": turn["content"]}]}
+        if isinstance(turn.get("content"), str)
+        else turn
+        for turn in turns
+    ]
+    text = json.dumps([body.get("system"), body.get("tools"), plain], sort_keys=True)
     text = re.sub(r'(, )?"cache_control": {[^}]*}(?(1)|, )?', "", text)
     return "." + hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -1333,6 +1340,20 @@ def _check_bound(body: JSON) -> None:
                     f"messages.{number}.content.0: Invalid `signature` in `thinking` block. The "
                     "block is bound to a different conversation."
                 )
+
+
+def _spoken(body: JSON) -> Any:
+    """Return the turns without what the system says in between, which newer models take."""
+    turns = body["messages"]
+    if _claude(body["model"]) < (4, 8) or not isinstance(turns, list):
+        return turns
+    for before, turn in pairwise(turns):
+        if turn.get("role") == "system":
+            known(turn, {"role", "content", "output_config", "clear_at"}, "messages", EXTRA)
+            known(turn.get("output_config") or {}, {"effort"}, "messages.output_config", EXTRA)
+            if before.get("role") != "user" or not (turn.get("content") or turn["output_config"]):
+                raise Refused("messages: a system message must follow a user message")
+    return [turn for turn in turns if turn.get("role") != "system"]
 
 
 def _check_turns(turns: Any) -> None:
@@ -1491,7 +1512,7 @@ def _seen_in_messages(body: JSON, tools: list[Tool], schema: JSON | None) -> Ask
     choice = body.get("tool_choice") or {"type": "auto"}
     wanted = {"any": "required", "tool": choice.get("name", "")}.get(choice["type"], choice["type"])
     items: list[Item] = []
-    for turn in body["messages"]:
+    for turn in _spoken(body):
         content = turn["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         uses = [block for block in blocks if block["type"] == "tool_use"]

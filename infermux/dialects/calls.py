@@ -146,7 +146,6 @@ def _calls(messages: Iterable[JSON]) -> list[JSON]:
 
 
 def _name(holder: object) -> Any:
-    """Return the name of a function that is declared, called or chosen."""
     return members(members(holder).get("function")).get("name")
 
 

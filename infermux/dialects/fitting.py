@@ -367,12 +367,12 @@ _NEEDS_THINKING = "context_management"  # it may clear thoughts, which Anthropic
 
 def shows_thoughts(request: InferRequest) -> bool:
     """Return whether a client of Anthropic's or Google's API wants to see the thoughts."""
-    native = request.native
-    body = members(native and native.body.value)
-    if native is not None and native.dialect == "anthropic":
-        thinking = members(body.get("thinking"))
+    own, google = request.body_in("anthropic"), request.body_in("gemini")
+    if own is not None:
+        thinking = members(own.value.get("thinking"))
         shown = thinking.get("type") in ("enabled", "adaptive")
         return shown and thinking.get("display") != "omitted"
+    body = members(google and google.value)
     config = members(body.get("generationConfig") or body.get("generation_config"))
     config = members(config.get("thinkingConfig") or config.get("thinking_config"))
     return True in (config.get("includeThoughts"), config.get("include_thoughts"))

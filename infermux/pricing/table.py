@@ -219,7 +219,6 @@ class PriceTable:
         self._merged[vendor, id] = _Origin(layers, tuple(told) or (layer.name,))
 
     def _take(self, vendor: str, name: str) -> None:
-        """Remove an alias from the entry that has it."""
         rows = self._rows[vendor]
         holder = rows.get(name)
         if holder is not None and holder["id"] != name:

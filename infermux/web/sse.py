@@ -178,7 +178,6 @@ def events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
 
 
 def summary(call: Call) -> JSON:
-    """Return a call's summary for the last event of its stream."""
     tokens_in, tokens_out = call.tokens
     data: JSON = {
         "id": call.id,

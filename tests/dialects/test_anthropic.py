@@ -1031,6 +1031,13 @@ def test_an_effort_that_changes_in_the_conversation_is_anthropics_own() -> None:
         taken(BODY | {"messages": [*HELLO, {"role": "system"}]})
 
 
+def test_members_of_a_part_that_are_a_chat_clients_own_stay_there() -> None:
+    """OpenAI's Agents for JavaScript repeat those of the answer's message in its text."""
+    part = {"type": "text", "text": "Hi", "role": "assistant", "refusal": None, "annotations": []}
+    turns = sent([*HELLO, {"role": "assistant", "content": [part]}, *HELLO])["messages"]
+    assert turns[1]["content"] == [{"type": "text", "text": "Hi"}]
+
+
 def test_openais_mark_of_what_may_be_cached_is_anthropics() -> None:
     part = {"type": "text", "text": "Hi", "prompt_cache_breakpoint": {"mode": "explicit"}}
     [turn] = sent([{"role": "user", "content": [part]}])["messages"]

@@ -155,6 +155,17 @@ def test_a_kept_signature_wins_and_older_models_get_no_marker():
     assert len(part["functionCall"]["id"]) <= 64
 
 
+@pytest.mark.parametrize("place", ["call", "message"])
+def test_googles_signature_stays_away_from_openai(place):
+    """OpenAI's Agents for JavaScript repeat it in the message."""
+    kept = {"extra_content": {"google": {"thought_signature": "a2VwdA=="}}}
+    turn, result = calls("call_1", **(kept if place == "call" else {}))
+    turn |= kept if place == "message" else {}
+    body = {"model": "gpt-5.2", "messages": [*HELLO, turn, result]}
+    request, _ = chat.decode_request(strict_json.document(json.dumps(body)))
+    assert b"extra_content" not in openai.encode_request(request, stream=False)
+
+
 # -- users -----------------------------------------------------------------------------------------
 
 

@@ -729,7 +729,9 @@ ANSWER = {
 
 
 def turn(found: InferResponse) -> dict[str, Any]:
+    signed = [call["extra_content"] for call in found.tool_calls if "extra_content" in call]
     return {
+        "extra_content": signed[0] if signed else None,  # as OpenAI's Agents for JavaScript do
         "role": "assistant",
         "content": found.content or None,
         "tool_calls": list(found.tool_calls),
@@ -748,15 +750,18 @@ def turn(found: InferResponse) -> dict[str, Any]:
 def test_a_turn_with_tools_goes_back_as_it_came(read):
     found = read(strict_json.encode(ANSWER), InferRequest(model="m"))
     first, second = found.tool_calls
+    left: list[str] = []
     body = sent(
-        [
+        drop=left,
+        messages=[
             HELLO,
             turn(found),
             {"role": "tool", "tool_call_id": first["id"], "content": '{"ok": true}'},
-            {"role": "tool", "tool_call_id": second["id"], "content": "42"},
+            {"role": "tool", "tool_call_id": second["id"], "name": "g", "content": "42"},
             {"role": "user", "content": "and?"},
-        ]
+        ],
     )
+    assert left == []
     wanted = copy.deepcopy(ANSWER["candidates"][0]["content"])
     wanted["parts"][3]["functionCall"]["args"] = {}
     assert body["contents"][1] == wanted

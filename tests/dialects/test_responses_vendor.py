@@ -358,10 +358,11 @@ def test_a_conversation_becomes_items() -> None:
         "reasoning_details": response.details,
     }
     image = {"type": "image_url", "image_url": {"url": "https://x.example/a.png", "detail": "low"}}
+    plain = {"type": "image_url", "image_url": {"url": "https://x.example/b.png"}}
     body = body_of(
         messages=[
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "Hi"}, image]},
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}, image, plain]},
             turn,
             {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "5"}]},
             {"role": "tool", "tool_call_id": "call_2", "content": "done"},
@@ -374,6 +375,7 @@ def test_a_conversation_becomes_items() -> None:
             "content": [
                 {"type": "input_text", "text": "Hi"},
                 {"type": "input_image", "image_url": "https://x.example/a.png", "detail": "low"},
+                {"type": "input_image", "image_url": "https://x.example/b.png", "detail": "auto"},
             ],
         },
         {**OUTPUT[0]},

@@ -43,8 +43,8 @@ def bound(body: JSON, model: str, drop: Drop) -> JSON:
     """
     if not BINDS.search(model):
         return body
-    if body.get("thinking", SHOWN) != _LEAST:
-        body = body | {"thinking": body.get("thinking", SHOWN) | _BINDING}
+    if (thinking := body.get("thinking", SHOWN)) != _LEAST:
+        body = body | {"thinking": thinking | _BINDING}
     choice = body.get("tool_choice") or {}
     if choice.get("type") not in ("any", "tool"):
         return body

@@ -52,6 +52,7 @@ INDEX = "encrypted_index"  # of a web citation
 KEPT = frozenset({"parallel_tool_calls", "service_tier"})
 CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
+_OF_BLOCKS = ("cache_control", "citations", "context")  # that Anthropic has
 # Anthropic's own params, which keep their names.
 OWN = frozenset(name for names in PARAMETERS.values() for name in names) - {"thread"}
 COUNTED = frozenset(  # params of count_tokens
@@ -188,8 +189,8 @@ def is_empty(part: JSON) -> bool:
 
 def _block(part: JSON, drop: Drop) -> JSON | None:
     kind = string(part, "type")
-    extra = without(part, "type", kind)
-    if extra.pop("prompt_cache_breakpoint", None):  # OpenAI's
+    extra = {name: part[name] for name in _OF_BLOCKS if name in part}
+    if part.get("prompt_cache_breakpoint"):  # OpenAI's
         extra |= MARK
     if kind == "text":
         return {"type": "text", "text": string(part, "text"), **extra}

@@ -82,7 +82,6 @@ class Encoder(BlockWriter):
         return event("error", encode_error(error))
 
     def heartbeat(self) -> bytes:
-        """Return a ping, which clients ignore."""
         return event("ping", {})
 
     def _pass(self, native: bytes) -> bytes:

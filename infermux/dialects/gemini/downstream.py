@@ -126,11 +126,10 @@ def _effort(config: JSON, place: str) -> JSON:
     """Translate a thinking budget to the highest effort that it covers."""
     budget, level = config.get("thinkingBudget"), config.get("thinkingLevel")
     if level is not None:
-        level = (
-            require(level, f"{place}.thinkingLevel", str).lower().removeprefix("thinking_level_")
-        )
+        place = f"{place}.thinkingLevel"
+        level = require(level, place, str).lower().removeprefix("thinking_level_")
         if level not in (*_LEVELS, "unspecified"):
-            raise must_be(f"{place}.thinkingLevel", f"one of {', '.join(_LEVELS)}")
+            raise must_be(place, f"one of {', '.join(_LEVELS)}")
         return {"reasoning_effort": level} if level in _LEVELS else {}
     if budget is None or (tokens := integer(budget, f"{place}.thinkingBudget")) < 0:
         return {}  # the model decides

@@ -82,26 +82,15 @@ EXPRESSED = (
         OPTIONS,
     }
 ) - {"candidateCount", "title"}
-_MEMBERS = frozenset(
-    {
-        "role",
-        "content",
-        "tool_calls",
-        "tool_call_id",
-        "is_error",
-        "refusal",
-        "annotations",
-        "images",
-        "reasoning",
-        "reasoning_content",
-        "reasoning_details",
-        "cache_control",
-    }
-)
+_MEMBERS = {
+    *("role", "content", "tool_calls", "tool_call_id", "is_error", "refusal"),
+    *("annotations", "images", "cache_control"),
+    *("reasoning", "reasoning_content", "reasoning_details"),
+    "extra_content",  # of a call, repeated beside it
+}
 
 
 def model_of(request: InferRequest) -> str:
-    """Return the model's name without "models/"."""
     return request.model.removeprefix("models/")
 
 
@@ -306,9 +295,8 @@ class _Conversation:
             self._result(message, place)
         else:
             raise must_be(f"{place}.role", "system, developer, user, assistant or tool")
-        known = _MEMBERS | {"name"} if role == "tool" else _MEMBERS
-        for name in given(message):
-            if name not in known:
+        for name in without(given(message), *_MEMBERS):
+            if (role, name) != ("tool", "name"):
                 unsupported(f"messages.{name}", NAME, self._drop)
 
     def _parts(self, content: object, place: str) -> list[JSON]:

@@ -70,8 +70,8 @@ _OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
 _MISTRAL = re.compile(
     r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
 )
-_FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
-_STRANGE = _FOREIGN | {_MARK, "images"}
+_FOREIGN = ("reasoning", "reasoning_content", "reasoning_details", "extra_content")  # of messages
+_STRANGE = {*_FOREIGN, _MARK, "images"}
 LIMITS = ("max_tokens", "max_completion_tokens")
 NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 

@@ -144,7 +144,7 @@ class Items:
             self._late.setdefault(id(caller), []).append(message)
 
     def update(self, item: JSON, place: str) -> None:
-        """Take the effort of the turns that follow; another format of theirs is the vendor's."""
+        """Take the effort of the turns that follow; only the vendor has a format of theirs."""
         if effort := members(item.get("reasoning")).get("effort"):
             self.params["reasoning_effort"] = require(effort, f"{place}.reasoning.effort", str)
         if item.get("text"):

@@ -310,7 +310,6 @@ def _output(message: JSON, place: str, drop: Drop, custom: set[str]) -> JSON:
 
 
 def _call_id(value: Any) -> str:
-    """Return the id of a tool call, hashed if it does not fit."""
     return fitting.call_id(text(value), fitting.RESPONSES_CALL_ID)
 
 
