@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ..config.schema import of_type
 from ..config.settings import ProviderConfig
 from ..dialects.sizes import Size
 from ..errors import ConfigError, ProviderTimeout, shown
-from ..pricing import Price
+from ..pricing import Price, cost, usd_float
 from ..protocol import InferRequest, InferResponse, text_of
 from ..types import Chunk, Deadline, Usage
 from .base import Provider
 
-PRICE = 0.00001  # made up: dollars per token, input and output alike
+PRICE = 0.00001  # made up: dollars per token, input and output alike, unless prices are set
 ECHOED = Price.of({"input": "10", "output": "10"}, provider="echo")  # the same
 
 
@@ -35,6 +36,7 @@ class EchoProvider(Provider):
         self.models = tuple(models)
         self.delay = delay
         self.price = ECHOED if name == "echo" else None
+        self.prices: Mapping[str, Any] = {}  # of models, as they are configured
         self._sleep = sleep
 
     def worst_case(self, request: InferRequest) -> Size:
@@ -73,17 +75,19 @@ class EchoProvider(Provider):
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
         tokens_in = sum([_tokens(text_of(message.get("content"))) for message in request.messages])
         tokens_out = max(1, _tokens(content))
-        cost = round((tokens_in + tokens_out) * PRICE, 12)
+        dollars: float | None = round((tokens_in + tokens_out) * PRICE, 12)
+        if stated := self.prices.get(model):
+            dollars = usd_float(cost(Usage(tokens_in, tokens_out), Price.of(stated)))
         return InferResponse(
             model,
             self.name,
             content,
             tokens_in,
             tokens_out,
-            cost,
+            dollars,
             round(self.delay * 1000),
             reason,
-            usage=Usage(tokens_in, tokens_out, cost_usd=cost),
+            usage=Usage(tokens_in, tokens_out, cost_usd=dollars),
         )
 
 
@@ -101,5 +105,5 @@ def configured(config: ProviderConfig) -> EchoProvider:
     if not 0 <= seconds <= 3600:
         raise ConfigError(f"{place}.delay must be seconds, from 0 to 3600")
     provider = EchoProvider(config.name, config.models or ("echo-v1",), seconds)
-    provider.price = ECHOED
+    provider.price, provider.prices = ECHOED, config.prices
     return provider

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from infermux import Deadline, EchoProvider, InferRequest, Registry, Router
+from infermux.config import ProviderConfig
 from infermux.errors import ProviderTimeout
+from infermux.providers.echo import configured
 
 
 def ask(*contents: Any, model: str = "echo-v1", **options: Any) -> Any:
@@ -120,3 +122,15 @@ def test_what_it_says_survives_the_router() -> None:
         "latency_ms": 1,
         "finish_reason": "stop",
     }
+
+
+def test_it_costs_what_the_configuration_says_of_its_model() -> None:
+    stated = {"own": {"input": "3", "output": "0.5"}}
+    echo = configured(ProviderConfig("p", "echo", models=("own", "other"), prices=stated))
+    own, other = (
+        echo.infer(InferRequest(model, [{"role": "user", "content": "four" * 4}]))
+        for model in ("own", "other")
+    )
+    assert (own.tokens_in, own.tokens_out) == (4, 5)
+    assert own.cost_usd == own.usage.cost_usd == pytest.approx(0.0000145)
+    assert other.cost_usd == pytest.approx(0.00009)
