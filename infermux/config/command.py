@@ -74,7 +74,7 @@ class CommandSecret(Secret):
         self._argv, self._ttl, self._limit = argv, ttl, limit
         self._changed, self._log = threading.Condition(), LogThrottle()
         self._runs, self._why = False, ""
-        self._fetched = self._failed = -float("inf")  # times
+        self._fetched = self._failed = self._kept = -float("inf")  # times
 
     def reveal(self) -> str:
         """Return the key; raise NoSecret."""
@@ -108,9 +108,9 @@ class CommandSecret(Secret):
         """Fetch another key, as the vendor has refused this one; return whether it differs."""
         with self._changed:
             before = self._value
-            if time.monotonic() - self._fetched < RETRY_SECONDS:
-                return False  # a new key already
-            self._fetched = -float("inf")
+            if time.monotonic() - max(self._fetched, self._failed) < RETRY_SECONDS:
+                return False  # it was run just now
+            self._kept, self._fetched = self._fetched, -float("inf")
         try:
             return self.current(self._limit) != before
         except NoSecret:
@@ -132,6 +132,7 @@ class CommandSecret(Secret):
                 self._value, self._fetched, self._why = value, now, ""
             else:
                 self._failed, self._why = now, why
+                self._fetched = max(self._fetched, self._kept)  # refused for one model, perhaps
             self._changed.notify_all()
         if why and self._log.due():
             log.error("no new API key: %s", why)

@@ -26,7 +26,7 @@ from infermux import InferRequest, Router, build
 from infermux.admission.keys import hashed
 from infermux.app import create_app
 from infermux.config import command, credentials
-from infermux.errors import ConfigError, InferMuxError
+from infermux.errors import ConfigError, InferMuxError, ProviderAuthError
 from infermux.providers import PRESETS
 from infermux.routing.explain import explain, question
 
@@ -441,6 +441,22 @@ def test_a_refused_token_is_fetched_again(tmp_path, monkeypatch):
         vendor.refused = {"token-number-1-": REFUSED}
         assert found.infer("hi", model="v/m").content == "hi"
         assert vendor.keys[-1] == "token-number-2-"
+
+
+def test_a_token_that_was_refused_once_is_used_if_there_is_no_other(tmp_path, monkeypatch):
+    """A vendor may refuse one model only."""
+    monkeypatch.setattr(command, "RETRY_SECONDS", 0.0)
+    with Keyed() as vendor:
+        path = program(tmp_path, COUNTS)
+        found = router(vendor, f'"command:{path}"', tmp_path)
+        found.infer("hi", model="v/m")
+        program(tmp_path, "sys.exit(1)")
+        vendor.refused = {"token-number-1-": REFUSED}
+        with pytest.raises(ProviderAuthError):
+            found.infer("hi", model="v/m")
+        vendor.refused = {}
+        assert found.infer("hi", model="v/n").content == "hi"
+        assert vendor.keys[-1] == "token-number-1-"
 
 
 def test_a_pool_may_mix_all_kinds(tmp_path):
