@@ -161,8 +161,7 @@ class Mirror:
     def _sent(self, copy: _Copy) -> str:
         router, caller = self._router, self._callers[copy.name]
         settings = self._registry.settings_around(copy.route, copy.request.model)
-        asked = copy.request if settings is None else settings.own.applied(copy.request)
-        call = router.begin(asked, caller=caller, api=API, trace=copy.trace)
+        call = router.begin(copy.request, caller=caller, api=API, trace=copy.trace)
         call.settings = settings and replace(settings, attempts=1)
         call.id, call.patience = copy.ident, SECONDS
         try:

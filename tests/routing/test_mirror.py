@@ -227,17 +227,21 @@ INSIDE = {"params": {"temperature": 0.9, "stop": "X"}, "override": {"max_tokens"
 
 @pytest.mark.parametrize(
     ("name", "model", "target"),
-    [("chat", "chat", NEW), ("chat", "chat", "inner"), ("chat-*", "chat-x", NEW)],
+    [
+        *(("chat", "chat", NEW), ("chat", "chat", "inner"), ("chat-*", "chat-x", NEW)),
+        ("chat", "chat", "openai/other"),  # the body passes as it is
+    ],
 )
 def test_copies_have_the_parameters_of_the_name(vendors, tmp_path, name, model, target):
     with mirrored(vendors, tmp_path, name=name, target=target, **OWN) as (front, mirror, ledger):
         front.router.registry.define("inner", [NEW], **INSIDE)
         ask(front, model=model, max_tokens=50, top_p=0.25)
         settled(mirror)
-        for vendor in vendors:
-            body = vendor.seen[-1].body
+        seen = [each.body for vendor in vendors for each in vendor.seen]
+        assert len(seen) == 2
+        for body in seen:
             assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.2, 0.25, 9)
-        inner = vendors[1].seen[-1].body.get("stop_sequences")
+        inner = seen[1].get("stop_sequences")
         assert inner == (["X"] if target == "inner" else None)
         [copy] = [row.call for row in ledger.rows(limit=9) if row.call.api == "mirror"]
         assert copy.caller == f"mirror of {name}"
