@@ -180,8 +180,7 @@ class LiveKeyring(Keyring):
     @property
     def callers(self) -> dict[str, Caller]:
         issued, now = self._issued.by_hash.values() if self._issued else (), time.time()
-        admitted = {each.caller.name: each.caller for each in issued if now < each.until}
-        return admitted | self.own
+        return {each.caller.name: each.caller for each in issued if now < each.until} | self.own
 
     @property
     def known(self) -> dict[str, Caller]:

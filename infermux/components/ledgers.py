@@ -109,5 +109,4 @@ def described(settings: LedgerConfig) -> str:
 
 def remedy(settings: LedgerConfig) -> str:
     """Return a hint for the message about a ledger that cannot be used, or ""."""
-    is_file = settings.url is None
-    return "; name a file that this user may write as [ledger].path" if is_file else ""
+    return "" if settings.url else "; name a file that this user may write as [ledger].path"

@@ -92,9 +92,9 @@ class CommandSecret(Secret):
             return self._value
         end = now + patience
         with self._changed:
-            good = now - self._fetched < self._ttl
-            if not self._runs and (not good or now - self._failed >= RETRY_SECONDS):
-                if not good and now - self._failed < RETRY_SECONDS:
+            good, failed = now - self._fetched < self._ttl, now - self._failed < RETRY_SECONDS
+            if not self._runs and not (good and failed):
+                if failed:
                     raise NoSecret(self._why)
                 self._runs = True
                 threading.Thread(target=self._run, daemon=True).start()

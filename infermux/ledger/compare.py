@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..errors import RequestError, counted, printable, shown
-from ..pricing import PICO
+from ..pricing import usd_float
 from ..types import JSON
 from . import Record
 from .sql import Ledger
@@ -137,8 +137,7 @@ def compare(
     sides = ours, theirs
     figures = [_figure(*row, sides, bool(both)) for row in _FIGURES] + _shares(sides, bool(both))
     a, b = (sum(each.call.cost is None for each in side) for side in sides)
-    counts = len(ours), len(theirs)
-    return Comparison((first, second), counts, len(both), of, figures, (a, b))
+    return Comparison((first, second), (len(ours), len(theirs)), len(both), of, figures, (a, b))
 
 
 def _calls(ledger: Ledger, name: str, *, mirrored: bool = False, **chosen: Any) -> list[Record]:
@@ -168,10 +167,6 @@ def _answered(field: str, record: Record) -> float | None:
     return found if record.call.status == "ok" else None
 
 
-def _cost(record: Record) -> float | None:
-    return None if record.call.cost is None else record.call.cost / PICO
-
-
 def _percentile(percent: int, values: Sequence[float]) -> float:
     return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
 
@@ -180,7 +175,7 @@ Statistic = Callable[[Sequence[float]], float]
 _median = partial(_percentile, 50)
 _FIGURES: tuple[tuple[str, str, Value, Statistic], ...] = (
     ("errors", "%", lambda each: 100.0 * (each.call.status != "ok"), fmean),
-    ("cost per call", "USD", _cost, fmean),
+    ("cost per call", "USD", lambda each: usd_float(each.call.cost), fmean),
     ("latency, mean", "ms", partial(_answered, "latency_ms"), fmean),
     ("latency, median", "ms", partial(_answered, "latency_ms"), _median),
     ("latency, p95", "ms", partial(_answered, "latency_ms"), partial(_percentile, 95)),

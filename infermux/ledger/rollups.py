@@ -234,8 +234,7 @@ def day_rows(ask: Ask, since: int, until: int) -> list[list[tuple[Any, ...]]]:
     found = [
         ask(*queries.totals(names, since, until, None, UTC, every=True)) for names in KINDS[2:]
     ]
-    coarse = [_coarser(KINDS[n + 2], KINDS[n], rows) for n, rows in enumerate(found)]
-    return coarse + found
+    return [_coarser(KINDS[n + 2], KINDS[n], rows) for n, rows in enumerate(found)] + found
 
 
 def _coarser(

@@ -177,8 +177,8 @@ class Registry:
         """Return what is set for calls of *model* as if it were the only target of *route*."""
         if not self.has_settings:
             return None
-        inside = self.route(model)
-        return settings_of(Route(route.name, (inside,), pattern=route.pattern), self._defined)
+        alone = Route(route.name, (self.route(model),), pattern=route.pattern)
+        return settings_of(alone, self._defined)
 
     def _settings_of(self, name: str) -> NameSettings:
         return settings_of(self.route(name), self._defined)

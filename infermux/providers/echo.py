@@ -17,8 +17,7 @@ from ..protocol import InferRequest, InferResponse, text_of
 from ..types import Chunk, Deadline, Usage
 from .base import Provider
 
-PRICE = 0.00001  # made up: dollars per token, input and output alike, unless prices are set
-ECHOED = Price.of({"input": "10", "output": "10"}, provider="echo")  # the same
+ECHOED = Price.of({"input": "10", "output": "10"}, provider="echo")  # made up
 
 
 class EchoProvider(Provider):
@@ -75,9 +74,8 @@ class EchoProvider(Provider):
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
         tokens_in = sum([_tokens(text_of(message.get("content"))) for message in request.messages])
         tokens_out = max(1, _tokens(content))
-        dollars: float | None = round((tokens_in + tokens_out) * PRICE, 12)
-        if stated := self.prices.get(model):
-            dollars = usd_float(cost(Usage(tokens_in, tokens_out), Price.of(stated)))
+        price = Price.of(stated) if (stated := self.prices.get(model)) else ECHOED
+        dollars = usd_float(cost(Usage(tokens_in, tokens_out), price))
         return InferResponse(
             model,
             self.name,

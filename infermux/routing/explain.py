@@ -169,8 +169,7 @@ def _tightest_budget(router: Router, caller: Caller) -> BudgetState | None:
     if router.ledger is None or not isinstance(budget, Budget):
         return None
     limits = [each for each in budget.all if each.then != "warn"]
-    states = router.ledger.states(limits, time.time())
-    return min(states, key=lambda state: state.left, default=None)
+    return min(router.ledger.states(limits, time.time()), key=lambda it: it.left, default=None)
 
 
 def _of_name(router: Router, plan: Plan, settings: NameSettings | None) -> JSON:

@@ -117,7 +117,8 @@ class Mirror:
         rule = self.rules.get(name)
         if rule is None or not _is_drawn(call.id, rule.share) or not _may_be_copied(call):
             return
-        size = _size(call)
+        native = call.request.native
+        size = 4 * call.input_size if native is None else len(native.body.data or native.body.text)
         with self._state:
             full = len(self._queue) >= QUEUE or self._bytes + size > MAX_BYTES
             if not full and not self._ended:
@@ -255,8 +256,3 @@ def _copied(call: Call, name: str, route: Route, rule: Rule, size: int) -> _Copy
     streamed = call.attempts[-1].first_chunk is not None
     trace = TraceContext(call.trace_id, call.span_id)
     return _Copy(name, route, asked, streamed, mirror_id(call.id), trace, size)
-
-
-def _size(call: Call) -> int:
-    native = call.request.native
-    return 4 * call.input_size if native is None else len(native.body.data or native.body.text)

@@ -259,8 +259,8 @@ def _may_send(due: Due, known: Mapping[str, Sent], now: float) -> bool:
         if due.alert.event == "records" and now - last.at < FEW_SECONDS:
             due.sent()  # another worker has sent the same alert
         return False
-    is_down = subject.startswith(DOWN)
-    return not is_down or _is_after(known.get(UP + subject.removeprefix(DOWN)), last)
+    up = known.get(UP + subject.removeprefix(DOWN))
+    return not subject.startswith(DOWN) or _is_after(up, last)
 
 
 # -- threads --

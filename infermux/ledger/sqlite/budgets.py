@@ -269,8 +269,9 @@ def state(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> BudgetState:
     key, resets = budget.key(at, zone), budget.resets(at, zone)
     for spent, raised, held in ask(_STATE, (ms(at), budget.owner, key)):
         return BudgetState(budget, key, budget.limit_pico + raised, spent, held, resets)
-    begun = cost_so_far(ask, budget, at, zone)
-    return BudgetState(budget, key, budget.limit_pico, begun, 0, resets)
+    return BudgetState(
+        budget, key, budget.limit_pico, cost_so_far(ask, budget, at, zone), 0, resets
+    )
 
 
 def adjust(sql: Cursor, budget: Budget, more: int | None, at: float, zone: tzinfo) -> Adjustment:

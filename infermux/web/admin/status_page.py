@@ -113,8 +113,7 @@ class StatusPage:
         )
 
     def _seen(self, span: str) -> overview.Overview:
-        about = self._about()
-        return overview.overview(self._router, overview.span_of(span), self._clock(), about)
+        return overview.overview(self._router, overview.span_of(span), self._clock(), self._about())
 
     def _calls(self, given: Mapping[str, str]) -> tuple[Page | None, Search, str]:
         """Return a page of calls, or None without a ledger, and an error message."""
