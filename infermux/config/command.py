@@ -132,7 +132,7 @@ class CommandSecret(Secret):
                 self._value, self._fetched, self._why = value, now, ""
             else:
                 self._failed, self._why = now, why
-                self._fetched = max(self._fetched, self._kept)  # refused for one model, perhaps
+                self._fetched = max(self._fetched, self._kept)  # perhaps refused for a model
             self._changed.notify_all()
         if why and self._log.due():
             log.error("no new API key: %s", why)

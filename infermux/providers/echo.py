@@ -35,7 +35,7 @@ class EchoProvider(Provider):
         self.models = tuple(models)
         self.delay = delay
         self.price = ECHOED if name == "echo" else None
-        self.prices: Mapping[str, Any] = {}  # of models, as they are configured
+        self.prices: Mapping[str, Any] = {}  # of models, as configured
         self._sleep = sleep
 
     def worst_case(self, request: InferRequest) -> Size:

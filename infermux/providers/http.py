@@ -106,7 +106,7 @@ class HTTPProvider(Provider):
         self._thoughtless = re.compile(thoughtless) if thoughtless else None
         proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
-        self._max_response, self._params = max_response, params or None
+        self._max_response, self.default_params = max_response, params or {}
         self.settings = base_url, vendor, api, with_revealed(headers or {})[0], params, unsupported
         self.resting: dict[str, float] = {}  # until when, by model: its limit is used up
         self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
@@ -214,8 +214,8 @@ class HTTPProvider(Provider):
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
         if (request.provider, request.model) != (self.name, model):
             request = replace(request, provider=self.name, model=model)
-        if self._params is not None and request.passed is None:
-            request = settled(request, self._params, {})
+        if self.default_params and request.passed is None:
+            request = settled(request, self.default_params, {})
         if request.forced is not None:
             request = passing.unforced(request) or placed(request, self._speaks(request))
         none = self._thoughtless  # the pattern of models that have no reasoning

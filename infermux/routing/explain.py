@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from ..config.schema import suggestion
 from ..dialects import require
 from ..dialects.openai.downstream import decode_request
+from ..dialects.settled import settled
 from ..errors import RequestError, shown
 from ..ledger import Budget, BudgetState
 from ..planning import Plan
-from ..planning.settings import NameSettings
+from ..planning.settings import NameSettings, TargetSettings
 from ..pricing import usd_float
 from ..protocol import InferRequest, must_be
 from ..protocol.passed import Passed
@@ -89,8 +90,8 @@ def question(data: Mapping[str, Any]) -> Question:
     else:
         request = decode_request(Document(rest, "", {}))[0]
     request.check()
-    user = short.get("user", "")
-    return Question(_completed(request, short), short.get("caller", ""), size, user)
+    asked = _completed(request, short)
+    return Question(asked, short.get("caller", ""), size, short.get("user", ""))
 
 
 def explain(router: Router, asked: Question) -> Explanation:
@@ -115,7 +116,7 @@ def explain(router: Router, asked: Question) -> Explanation:
     usage, gone = expected_usage(request, size), plan.dropped.items()
     costs = router.targets.costs(() if request.passed else (*plan.targets, *plan.dropped), usage)
     refused, tokens = "budget_exceeded" if exceeded else None, usage.input_tokens or 0
-    settings = router.registry.settings(plan.route) if plan.route is not None else None
+    settings = plan.route and router.registry.settings(plan.route)
     about = {
         "caller": caller.name,
         "user": (user and user.shown) or None,
@@ -129,7 +130,7 @@ def explain(router: Router, asked: Question) -> Explanation:
     targets = [
         _state(router, target, costs, tokens)
         | {"over_budget": over.get(target, False)}
-        | _settings(settings, target, request)
+        | _settings(router, settings, target, request)
         for target in plan.targets
     ]
     dropped = [_state(router, each, costs, tokens) | {"dropped": why} for each, why in gone]
@@ -180,28 +181,25 @@ def _of_name(router: Router, plan: Plan, settings: NameSettings | None) -> JSON:
     return found | {"attempts": settings.attempts or None, "deadline": settings.deadline or None}
 
 
-def _settings(settings: NameSettings | None, target: Target, request: InferRequest) -> JSON:
-    """Return what the name sets for a call to *target*, if anything."""
-    own = settings.targets.get(target) if settings is not None else None
-    if own is None:
-        return {}
-    sent = own.applied(request)
-    timeouts = ({"attempt": own.timeout.attempt} if own.timeout.attempt else {}) | dict(
-        sent.timeouts or {}
-    )
-    return {
-        "params": dict(sent.forced.params if sent.forced is not None else {}),
-        "timeout": timeouts,
-    }
+def _settings(
+    router: Router, settings: NameSettings | None, target: Target, request: InferRequest
+) -> JSON:
+    """Return what the name, else the provider, sets for a call to *target*."""
+    own = (settings and settings.targets.get(target)) or TargetSettings()
+    provider = router.registry.get(target.provider)
+    sent = settled(own.applied(request), getattr(provider, "default_params", {}), {})
+    attempt = {"attempt": own.timeout.attempt} if own.timeout.attempt else {}
+    params, timeout = sent.forced and sent.forced.params, attempt | dict(sent.timeouts or {})
+    return {k: v for k, v in (("params", params), ("timeout", timeout)) if v}
 
 
 def _beside(router: Router, plan: Plan, request: InferRequest) -> JSON:
     """Return the hooks that see a call, and where copies of calls of its name or pattern go."""
-    hooks = dict(router.hooks.names) if router.hooks is not None else {}
+    hooks = dict(router.hooks.names) if router.hooks else {}
     name = (plan.route.pattern if plan.route is not None else "") or plan.model
     rules = (getattr(each, "rules", {}).get(name) for each in router.observers)
-    rule = next((each for each in rules if each is not None), None)
-    copied = None if rule is None else {"target": rule.target, "share": rule.share}
+    rule = next(filter(None, rules), None)
+    copied = rule and {"target": rule.target, "share": rule.share}
     unseen = router.hooks and router.hooks.refusal(request)
     return {"mirror": copied, "hooks": hooks} | ({"refused": unseen.code} if unseen else {})
 

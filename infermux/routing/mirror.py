@@ -219,7 +219,7 @@ def _is_drawn(ident: str, share: float) -> bool:
 
 
 def _may_be_copied(call: Call) -> bool:
-    """Whether a copy of a call would have no side effect at a vendor."""
+    """Whether a copy would have no side effect at a vendor."""
     request, error = call.request, call.error
     if call.api == API or request.op != CHAT or not call.attempts or call.override:
         return False

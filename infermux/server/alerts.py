@@ -72,9 +72,9 @@ class Watcher:
     def leave(self) -> None:
         """Have others send what could not be sent, and send no more."""
         self._has_left = True
-        router = self._router()
-        alerts = None if router is None else alerts_of(router.observers)
-        if router is None or alerts is None or router.ledger is None:
+        if (router := self._router()) is None or router.ledger is None:
+            return
+        if (alerts := alerts_of(router.observers)) is None:
             return
         with suppress(LedgerUnavailable):
             for subject in list(alerts.unsent):

@@ -77,10 +77,9 @@ class Monitor:
         self.memory = shared_memory.shared or SharedMemory()
         self.metrics = metrics.Metrics(self.memory, router.registry)
         self.started = time.time()
-        if (alerts := alerts_of(router.observers)) is not None:
-            alerts.memory = self.memory
-        if (mirror := mirror_of(router)) is not None:
-            mirror.memory = self.memory
+        for each in (alerts_of(router.observers), mirror_of(router)):
+            if each is not None:
+                each.memory = self.memory
         self._applied = 0  # number of the last applied command
         self._heard: dict[tuple[str, str], int] = {}  # numbers of commands of other hosts
 
@@ -136,11 +135,10 @@ def monitor(router: Router) -> Monitor:
 def metrics_text(router: Router) -> bytes:
     own = monitor(router)
     _count_losses(own.memory)
-    streams = router.admission.streams + sum(each["streams"] for each in _others(own.memory))
-    pending = records(router).pending
     gauges: dict[shared_memory.Key, int] = {
-        ("streams_open",): streams,
-        ("ledger_pending",): pending,
+        ("streams_open",): router.admission.streams
+        + sum(each["streams"] for each in _others(own.memory)),
+        ("ledger_pending",): records(router).pending,
         ("rate_limits_local",): int(limits_are_local(router)),
     }
     for target in targets(router):

@@ -373,6 +373,12 @@ def test_explain_tells_what_is_set(vendor, tmp_path):
     assert target["params"] == {"temperature": 0.2, "seed": 7}
     assert target["timeout"] == {"attempt": 5.0}
     assert "params" not in explain(found, question({"model": "v/m"})).to_dict()["targets"][0]
+    usual = provider(vendor, more="params = { temperature = 0.5, top_p = 0.9 }")
+    named = '[models.x]\ntargets = "v/m"\nparams = { temperature = 0.2 }\n'
+    found = build_router(usual + named, tmp_path)
+    for model, params in (("x", {"temperature": 0.2, "top_p": 0.9}), ("v/m", {"top_p": 0.9})):
+        asked = question({"model": model, "params": {"temperature": 1} if model == "v/m" else {}})
+        assert explain(found, asked).to_dict()["targets"][0]["params"] == params
 
 
 # -- headers ---------------------------------------------------------------------------------------

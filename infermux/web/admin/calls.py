@@ -27,13 +27,13 @@ def query(given: Mapping[str, str]) -> Search:
     text = given.get("q", "")
     if len(text) > search.MAX_TEXT:
         raise must_be("q", f"at most {search.MAX_TEXT} characters long")
-    caller, before = given.get("caller"), given.get("before")
+    before = given.get("before")
     found = Search(
         text,
         search.checked_status(given.get("status", "")),
         given.get("model", ""),
         given.get("provider", ""),
-        caller or None,
+        given.get("caller") or None,
         given.get("error", ""),
         limit=min(reports.limited(given.get("limit"), LIMIT), search.MAX_FOUND),
     )
