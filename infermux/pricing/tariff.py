@@ -114,15 +114,20 @@ def figures(rates: Tariff) -> dict[str, str]:
 
 def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return a Price's fields from a table, without provider and id; raise ConfigError."""
-    if "input" not in entry:
-        raise ConfigError(f'{place} has no "input"; write "0" for a free model')
-    found: dict[str, Any] = {"rates": _rates(entry, place), "note": str(entry.get("note", ""))}
+    errors = [] if "input" in entry else [f'{place} has no "input"; write "0" for a free model']
+    found = dict[str, Any]()
     for key, read in _READ.items():
-        if key in entry:
-            found[key] = read(entry[key], f"{place}.{key}")
+        try:
+            if key in entry:
+                found[key] = read(entry[key], f"{place}.{key}")
+        except ConfigError as error:
+            errors += error.errors
+    if errors:
+        raise ConfigError(*errors)
     if (request := found.pop("request_per_1k_max", None)) is not None:
         found["fees"] = tuple(({"request": request} | dict(found.get("fees", ()))).items())
-    return found
+    rates = Tariff(**{key: found.pop(key) for key in Tariff._fields if key in found})
+    return found | {"rates": rates, "note": str(entry.get("note", ""))}
 
 
 def _rates(entry: Mapping[str, Any], place: str) -> Tariff:
@@ -220,6 +225,7 @@ def _media(value: object, place: str) -> tuple[str, ...]:
 
 
 _READ: Mapping[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(Tariff._fields, _figure),
     "tiers": lambda value, place: tuple(starmap(Tier, _changes(value, "over", _whole, place))),
     "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", day, place))),
     "peak": _peak,
@@ -234,7 +240,7 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "max_image": _whole,
     "max_added": _whole,
 }
-TERMS = _OVERLAY | {*_READ, "note"}  # keys of a user's own price
+TERMS = {*_READ, "note"}  # keys of a user's own price
 ENTRY = TERMS | {"id", "aliases", "src", "as_of"}  # of an entry of a table
 
 
@@ -242,9 +248,12 @@ def check_keys(entry: object, known: Collection[str], place: str) -> None:
     """Raise ConfigError if *entry* is not a table, or has an unknown key."""
     if not isinstance(entry, Mapping):
         raise wrong_value(place, 'a table such as { input = "0.5", output = "2" }', entry)
-    for key in entry:
+    errors = []
+    for key in map(str, entry):
         if key not in known:
             form = """; write { input = "0.5", output = "2" }, in USD per million tokens"""
-            form = "; a name with a dot needs quotes" if str(key)[:1].isdigit() else form
-            hint = close_to(str(key), known) or form
-            raise ConfigError(f"{place} has an unknown key {shown(key)}{hint}")
+            form = "; a name with a dot needs quotes" if key[:1].isdigit() else form
+            hint = close_to(key, known) or form
+            errors.append(f"{place} has an unknown key {shown(key)}{hint}")
+    if errors:
+        raise ConfigError(*errors)

@@ -154,6 +154,7 @@ type = "opnai"
 [providers.local]
 type = "openai"
 base_url = "127.0.0.1:11434/v1"
+prices = { m = { input = "free", output = "1", max_input = -1 }, n = { inptu = "1", ouptut = "2" } }
 [models]
 fast = ["openai/gpt-4o", "local/llama", "nobody/x"]
 a = "b"
@@ -181,6 +182,10 @@ EACH_WRONG = [
     "there is no type 'opnai'; did you mean 'openai'?",
     "[providers.xai] has no key: set XAI_API_KEY",
     "[providers.local].base_url must be a URL that begins with http:// or https://",
+    "[providers.local].prices.m.input must be a decimal string",
+    "[providers.local].prices.m.max_input must be a whole number of tokens",
+    "[providers.local].prices.n has an unknown key 'inptu'; did you mean 'input'",
+    "[providers.local].prices.n has an unknown key 'ouptut'; did you mean 'output'",
     "[models] fast: no provider for model 'nobody/x'",
     "a -> b -> a",
     "[models.split].weights: 'openai/x' is not a target",
