@@ -12,6 +12,7 @@ import click
 
 from .. import build
 from ..components.prices import own_prices, price_table
+from ..config.schema import suggestion
 from ..errors import InferMuxError, close_to, counted, printable, shown
 from ..pricing import Price, PriceTable, compare, shipped
 from ..pricing.table import OWN
@@ -226,7 +227,7 @@ def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON], day
 def _listed(provider: str | None, known: Known) -> list[Price]:
     names = {price.provider for price in known.every}
     if provider is not None and provider not in names:
-        hint = close_to(provider, names) or f"; there are {', '.join(sorted(names))}"
+        hint = suggestion(provider, sorted(names))
         raise OneLine(f"no prices are known for provider {shown(provider)}{hint}")
     return [price for price in known.every if provider in (None, price.provider)]
 

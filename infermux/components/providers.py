@@ -15,10 +15,10 @@ from ..config import Config, ProviderConfig
 from ..config.params import credential_of
 from ..config.patterns import is_pattern
 from ..config.readers import NO_ENDPOINTS
-from ..config.schema import Problems, keys_of, suggestion
+from ..config.schema import Problems, keys_of, meant, ours, suggestion
 from ..config.settings import EVERYTHING, ModelConfig
 from ..dialects.responses import STANDARD
-from ..errors import SHOWN, ConfigError, ModelNotFound, shown
+from ..errors import ConfigError, ModelNotFound, shown
 from ..planning.matching import check
 from ..planning.registry import Registry
 from ..protocol import InferRequest
@@ -130,10 +130,8 @@ def _unsaid(registry: Registry, target: Target, asked: InferRequest) -> str:
 
 def _hint(config: Config, name: str) -> str:
     """Return how to configure the known vendor that *name* belongs to, or ""."""
-    from difflib import get_close_matches  # slow to import
-
     vendor, (first, slash, _) = owner(name), name.partition("/")
-    alike = get_close_matches(first[:SHOWN], PRESETS, 1, 0.7) if slash and not vendor else []
+    alike = [] if vendor else (meant if slash else ours)(first, PRESETS)[:1]
     vendor = vendor or "".join(alike)
     if not vendor or any(each.name == vendor for each in config.providers):
         return ""

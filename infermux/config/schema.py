@@ -157,7 +157,7 @@ def resembles(word: str, name: str) -> bool:
     section, _, last = name.rpartition("__")
     word = RENAMED.get(word.lower(), word).upper()
     alike = f"{last}_".startswith(f"{word}_") or f"{word}_".startswith(f"{last}_")
-    return alike or section == word or bool(_ours(word, (last.lower(),)))
+    return alike or section == word or bool(ours(word, (last.lower(),)))
 
 
 def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
@@ -338,7 +338,7 @@ def url(value: Any, place: str) -> str:
 
 def unknown(key: str, known: Collection[str], table: str = "") -> str:
     """Return what to do about a key that the dataclass *table* does not have."""
-    likely = _ours(key, known) or similar(key, known, 0.8)
+    likely = ours(key, known) or similar(key, known, 0.8)
     told = did_you_mean(likely) or _home(key) or suggestion(key, known)
     return said(key, table) or told
 
@@ -360,7 +360,7 @@ def meant(word: str, known: Collection[str]) -> list[str]:
     parts = {*_plain(word).split("_")}
     whole = [each for each in known if each and {*each.split("_")} <= parts]
     shared = sorted(whole, key=len)[-1:] or [each for each in known if word in each.split("_")]
-    return _ours(word, known) or shared[:3] or similar(word, known, 0.61)
+    return ours(word, known) or shared[:3] or similar(word, known, 0.61)
 
 
 def _plain(word: str) -> str:
@@ -372,7 +372,7 @@ def _words() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 
-def _ours(word: str, known: Container[str]) -> list[str]:
+def ours(word: str, known: Container[str]) -> list[str]:
     """Return the *known* names for what other programs call *word*."""
     names = {name: words.split() for name, words in _words()["words"].items() if name in known}
     return [name for name, words in names.items() if _plain(word) in words]
@@ -381,7 +381,7 @@ def _ours(word: str, known: Container[str]) -> list[str]:
 def _home(word: str) -> str:
     """Return which tables have the key that *word* means, or ""."""
     keys = {name: place for place, kind in TABLES.items() for name in keys_of(kind)}
-    for key in (word, *_ours(word, keys)):
+    for key in (word, *ours(word, keys)):
         if places := [place for place, kind in TABLES.items() if key in keys_of(kind)]:
             return f"; {'it' if key == word else repr(key)} is a key of {' and '.join(places)}"
     return ""

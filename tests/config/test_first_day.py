@@ -248,6 +248,8 @@ def test_a_known_vendors_model_says_which_key_opens_it(
         ("together_ai/meta/llama", "Together is called 'together': set TOGETHER_API_KEY"),
         ("vertex_ai/gemini-2.5-pro", "Vertex AI is called 'vertex': set VERTEX_ACCESS_TOKEN"),
         ("lm_studio/qwen", "LM Studio is called 'lmstudio': set LMSTUDIO_BASE_URL"),
+        ("grok/grok-4", "xAI is called 'xai': set XAI_API_KEY"),
+        ("claude", "Anthropic is called 'anthropic': set ANTHROPIC_API_KEY"),
     ],
 )
 def test_a_vendor_by_another_name_is_told_by_its_own(tmp_path: Path, model: str, told: str) -> None:
