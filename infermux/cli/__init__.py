@@ -181,6 +181,8 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
     if text is not None and prompt is not None:
         raise click.UsageError("give the prompt as the argument or with --prompt, not both")
     given = prompt if text is None else text
+    if given == "":
+        raise click.UsageError("the prompt is empty")
     if given is not None and given != "-":
         return given
     if given is None and sys.stdin.isatty():

@@ -29,7 +29,9 @@ class Registry:
         self._patterns: dict[Pattern, ModelConfig] = {}  # the most specific first
         self._routes: dict[str, Route] = {}  # of the names, once resolved
         self._matched = lru_cache(maxsize=MAX_MATCHED)(self._by_pattern)
-        self._settings = lru_cache(maxsize=MAX_MATCHED)(self._settings_of)
+        self._settings = lru_cache(maxsize=MAX_MATCHED)(
+            lambda name: settings_of(self.route(name), self._defined)
+        )
         self.has_settings = False  # whether a name sets anything for its calls
         self.changes = 0  # the number of providers and names added
         self.hint: Callable[[str], str] = lambda name: ""  # for a vendor that is not configured
@@ -179,9 +181,6 @@ class Registry:
             return None
         alone = Route(route.name, (self.route(model),), pattern=route.pattern)
         return settings_of(alone, self._defined)
-
-    def _settings_of(self, name: str) -> NameSettings:
-        return settings_of(self.route(name), self._defined)
 
     def _defined(self, route: Route) -> ModelConfig | None:
         return self.pattern(route.pattern) if route.pattern else self._names.get(route.name)

@@ -24,7 +24,7 @@ def session_of(request: InferRequest, caller: Caller) -> str:
     its caller, system prompt and first user message.
     """
     digest = blake2b(digest_size=DIGEST)
-    if named := next(_named(request), ""):
+    if named := _named(request):
         digest.update(named.encode(errors="replace"))
     else:
         for text in (caller.name, *_beginning(request)):
@@ -32,8 +32,8 @@ def session_of(request: InferRequest, caller: Caller) -> str:
     return digest.hexdigest()
 
 
-def _named(request: InferRequest) -> Iterator[str]:
-    """Yield the names that the client gave, the best one first."""
+def _named(request: InferRequest) -> str:
+    """Return the name that the client gave, the best one of several; "" if it gave none."""
     params = request.params
     native = request.native.body.value if request.native is not None else {}
     own, conversation = native.get("metadata"), params.get("conversation")
@@ -45,7 +45,7 @@ def _named(request: InferRequest) -> Iterator[str]:
         conversation.get("id") if isinstance(conversation, dict) else conversation,
         params.get("previous_response_id"),
     )
-    yield from (name for name in names if isinstance(name, str) and name)
+    return next((name for name in names if isinstance(name, str) and name), "")
 
 
 def _beginning(request: InferRequest) -> Iterator[str]:

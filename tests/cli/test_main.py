@@ -121,6 +121,13 @@ def test_the_prompt_may_begin_with_a_dash():
 # -- errors ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("args", [[""], ["--prompt", ""], ["", "--stream"]])
+def test_an_empty_prompt_is_not_sent(args):
+    """It may be that of a variable that is not set."""
+    result = infer(*args)
+    assert (result.exit_code, result.stdout) == (2, "") and "the prompt is empty" in result.stderr
+
+
 def test_an_unknown_model_is_one_line_with_a_close_match():
     failed_in_one_line(infer("Hello", "--model", "echo-v2"), "echo-v2", "echo-v1")
 
