@@ -19,8 +19,6 @@ def model_name(name: str, value: Any) -> ModelConfig:
         place = f"[models] {name}"
         return _checked(ModelConfig(name, target_names(value, place)), place)
     place = f"[models.{name}]"
-    if (rest := next(iter(value), ""))[:1].isdigit():  # TOML takes gpt-4.1 for a table in a table
-        raise ConfigError(f'{place}: a name with a dot needs quotes: "{name}.{rest}"')
     model = table(ModelConfig, name=name)(value, place)
     for target in model.weights:
         if target not in model.targets:

@@ -36,6 +36,7 @@ TYPES: dict[type, str] = {
     dict: "a table",
 }
 PLACE = "\0"
+_QUOTES, _LISTS = "needs quotes", "; there "  # in errors
 TABLES: dict[str, Any] = {}  # the dataclass of each table of the file, by its place: `settings`
 
 
@@ -203,14 +204,24 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
             with problems:
                 if name not in readers:
                     hint = unknown(name, readers, kind.__name__)
+                    if "name" in given and hint.startswith(_LISTS) and _goes_on(name, item):
+                        whole = f'"{given["name"]}.{name}"'
+                        raise ConfigError(f"{place}: a name with a dot {_QUOTES}: {whole}")
                     raise ConfigError(f"{place} has no {shown(name)}{hint}")
                 read[name] = readers[name](item, f"{place}.{name}")
         missing, told = [name for name in required if name not in data], "".join(problems.errors)
-        problems.errors += [f"{place} needs {name!r}" for name in missing if repr(name) not in told]
+        if _QUOTES not in told:
+            missing = [name for name in missing if repr(name) not in told]
+            problems.errors += [f"{place} needs {name!r}" for name in missing]
         problems.check()
         return kind(**given, **read)
 
     return read_table
+
+
+def _goes_on(name: str, value: Any) -> bool:
+    """Whether *name* is the end of a table's name: TOML takes gpt-4.1 for a table in a table."""
+    return isinstance(value, dict) or name[:1].isdigit()
 
 
 def current(name: str, known: Container[str]) -> str:
@@ -226,7 +237,7 @@ def of_type(kind: type, value: Any, place: str, more: str = "", *, remedy: str =
         # never the value: it may be a secret in the wrong place
         what = (TYPES | {float: "a decimal number"}).get(type(value), "a date or a time")
         if isinstance(value, dict) and next(iter(value), "")[:1].isdigit():
-            remedy = "; a name with a dot needs quotes"
+            remedy = f"; a name with a dot {_QUOTES}"
         raise ConfigError(f"{place} must be {TYPES[kind]}{more}, not {what}{remedy}")
     return value
 
@@ -352,7 +363,7 @@ def said(key: str, table: str) -> str:
 def suggestion(word: str, known: Collection[str]) -> str:
     """Return a hint for a misspelt *word*: what it may mean, or all names that are known."""
     verb = "is" if len(known) == 1 else "are"
-    return did_you_mean(meant(word, known)) or f"; there {verb} {', '.join(known) or 'none'}"
+    return did_you_mean(meant(word, known)) or f"{_LISTS}{verb} {', '.join(known) or 'none'}"
 
 
 def meant(word: str, known: Collection[str]) -> list[str]:

@@ -544,6 +544,19 @@ KEY = f'[keys.w]\nhash = "{HASH}"\n'
             '[models.gpt-4]: a name with a dot needs quotes: "gpt-4.1"',
         ),
         (
+            LOCAL + '[models.my.fast]\ntargets = "a"',
+            '[models.my]: a name with a dot needs quotes: "my.fast"',
+        ),
+        (f'[keys.my.app]\nhash = "{HASH}"', '[keys.my]: a name with a dot needs quotes: "my.app"'),
+        (
+            LOCAL.replace("local", "llama.local"),
+            '[providers.llama]: a name with a dot needs quotes: "llama.local"',
+        ),
+        (
+            LOCAL + "[providers.local.timeuot]\nconnect = 1",
+            "[providers.local] has no 'timeuot'; did you mean 'timeout'?",
+        ),
+        (
             LOCAL + 'unsupported = { gpt-4.1 = ["tools"] }',
             "[providers.local].unsupported.gpt-4 must be a list, not a table; a name with a dot needs quotes",
         ),
