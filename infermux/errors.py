@@ -80,9 +80,9 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first MAX_LISTED *names* as text, and how many more there are."""
-    told, left = ", ".join(map(printable, names[:MAX_LISTED])), len(names) - MAX_LISTED
+def listed(names: Sequence[str], most: int = MAX_LISTED) -> str:
+    """Return the first *names* as text, and how many more there are."""
+    told, left = ", ".join(map(printable, names[:most])), len(names) - most
     return told + f" and {left} more" * (left > 0) or "none"
 
 

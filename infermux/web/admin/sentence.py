@@ -12,7 +12,7 @@ from http import HTTPStatus
 from importlib import resources
 from typing import NamedTuple
 
-from ...errors import counted, printable
+from ...errors import counted, listed, printable
 from ...ledger.recent.activity import Step
 from ...server.status import TargetStatus
 from ...types import JSON, Target
@@ -75,7 +75,7 @@ def _spent(budgets: Sequence[JSON]) -> str:
         if each["used"] >= 1 and each["then"] != "warn" and each["kind"] != "mirror"
     ]
     what, verb = ("budget", "is") if len(names) == 1 else ("budgets", "are")
-    return f"The {what} of {_some(names)} {verb} spent." if names else ""
+    return f"The {what} of {listed(names, MOST)} {verb} spent." if names else ""
 
 
 def _well(targets: Sequence[TargetStatus], whole: Step | None, span: str) -> tuple[str, str]:
@@ -114,9 +114,11 @@ def _told(target: TargetStatus, detour: JSON) -> list[Part]:
     if target.since is not None:
         parts += [", since ", target.since]
     if detour["to"]:
-        parts.append(f"; its calls go to {_some(detour['to'])}")
+        parts.append(f"; its calls go to {listed(detour['to'], MOST)}")
     if detour["stranded"]:
-        parts.append(f"; calls for {_some(detour['stranded'])} fail, as no other target is left")
+        parts.append(
+            f"; calls for {listed(detour['stranded'], MOST)} fail, as no other target is left"
+        )
     return [*parts, "."]
 
 
@@ -144,11 +146,6 @@ def _failing(whole: Step | None, span: str) -> str:
 def _name(target: TargetStatus) -> str:
     files = f"the files of {target.provider}"  # and batches
     return printable(str(target.target) if target.model else files)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return ", ".join(printable(name) for name in names[:MOST]) + more
 
 
 # -- the meaning of codes --
