@@ -43,7 +43,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-MAX_LISTED = 12  # names that a message lists
 SHOWN = 100  # characters of a caller's value that a message quotes
 
 
@@ -80,7 +79,7 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-def listed(names: Sequence[str], most: int = MAX_LISTED) -> str:
+def listed(names: Sequence[str], most: int = 12) -> str:
     """Return the first *names* as text, and how many more there are."""
     told, left = ", ".join(map(printable, names[:most])), len(names) - most
     return told + f" and {left} more" * (left > 0) or "none"

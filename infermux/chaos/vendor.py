@@ -121,7 +121,6 @@ class FaultyVendor:
 
     @property
     def requests(self) -> list[Seen]:
-        """The requests so far, in order."""
         with self._lock:
             return list(self._requests)
 

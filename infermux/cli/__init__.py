@@ -103,8 +103,6 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """A group of such commands."""
-
     command_class = Command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import build
+from ..config import TEMPLATE, Missing, NotTOML, default_file, override
 from ..errors import InferMuxError, counted, listed
 from ..types import POSIX
 from . import OneLine, command, config_option, table, tokentrace_option, warn
@@ -59,8 +60,6 @@ def serve(
 
     Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
     """
-    from ..config import override  # for every process of the service
-
     if os.name != "posix" or not POSIX:
         raise OneLine(
             "infermux serve is POSIX only (Linux, macOS, WSL): gunicorn, which it runs, needs it; "
@@ -95,7 +94,6 @@ def validate(config: str | None, quiet: bool) -> None:
 
     Example: infermux validate -c infermux.toml
     """
-    from ..config import Missing, NotTOML
     from ..pricing.compare import stale
 
     try:
@@ -140,8 +138,6 @@ def init(config: str | None, user: bool, force: bool) -> None:
 
     Example: infermux init
     """
-    from ..config import TEMPLATE, default_file
-
     if user and config:
         raise click.UsageError("give --config or --user, not both")
     path = Path(config) if config else default_file(user=user)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ..config import Config, ProviderConfig
 from ..config.schema import Problems
 from ..config.settings import PriceFile
@@ -30,7 +28,12 @@ def price_table(config: Config) -> PriceTable:
 def own_prices(config: Config, known: PriceTable) -> dict[str, dict[str, Price]]:
     """Return the prices set in the configuration, by provider and model; the rest is as *known*."""
     problems, found = Problems(), dict[str, dict[str, Price]]()
-    for each in (*config.providers, *_unread(config)):
+    half = [  # providers that have other errors
+        ProviderConfig(name, prices=written["prices"])
+        for name, written in config.unread
+        if isinstance(written, dict) and isinstance(written.get("prices"), dict)
+    ]
+    for each in (*config.providers, *half):
         for model, entry in each.prices.items():
             with problems:
                 found.setdefault(each.name, {})[model] = known.with_own(
@@ -42,13 +45,6 @@ def own_prices(config: Config, known: PriceTable) -> dict[str, dict[str, Price]]
                 )
     problems.check()
     return found
-
-
-def _unread(config: Config) -> Iterator[ProviderConfig]:
-    """Yield the providers that have other errors, with the prices that are written there."""
-    for name, written in config.unread:
-        if isinstance(written, dict) and isinstance(written.get("prices"), dict):
-            yield ProviderConfig(name, str(written.get("type", name)), prices=written["prices"])
 
 
 def is_vendor(config: ProviderConfig) -> bool:

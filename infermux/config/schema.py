@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Collection, Container, Iterator
-from dataclasses import MISSING, Field, field, fields, replace
+from dataclasses import MISSING, Field, field, fields, is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,7 +91,6 @@ class Problems:
         return tuple(head + error.removeprefix(head) for error in self.errors)
 
     def check(self) -> None:
-        """Raise ConfigError if there is an error."""
         if self.errors:
             raise ConfigError(*self.errors)
 
@@ -127,7 +126,7 @@ class Setter:
         if given != key:
             self._notices.append(f"{variable}: {given.upper()} is now called {key.upper()}")
         if rest:
-            if not hasattr(old, "__dataclass_fields__"):
+            if not is_dataclass(old):
                 raise ConfigError(f"{variable}: {place}.{key} is not a table")
             new = self.field(old, variable, f"{place}.{key}", rest, value)
             return replace(record, **{key: new})
@@ -147,7 +146,7 @@ def variables(prefix: str, record: Any) -> Iterator[str]:
     """Yield the name of the environment variable of each key of a table."""
     for key in keys_of(record):
         value, name = getattr(record, key), prefix + key.upper()
-        if hasattr(value, "__dataclass_fields__"):
+        if is_dataclass(value):
             yield from variables(f"{name}__", value)
         else:
             yield name
@@ -204,7 +203,8 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
             with problems:
                 if name not in readers:
                     hint = unknown(name, readers, kind.__name__)
-                    if "name" in given and hint.startswith(_LISTS) and _goes_on(name, item):
+                    inside = isinstance(item, dict) or name[:1].isdigit()  # as TOML takes gpt-4.1
+                    if "name" in given and hint.startswith(_LISTS) and inside:
                         whole = f'"{given["name"]}.{name}"'
                         raise ConfigError(f"{place}: a name with a dot {_QUOTES}: {whole}")
                     raise ConfigError(f"{place} has no {shown(name)}{hint}")
@@ -217,11 +217,6 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
         return kind(**given, **read)
 
     return read_table
-
-
-def _goes_on(name: str, value: Any) -> bool:
-    """Whether *name* is the end of a table's name: TOML takes gpt-4.1 for a table in a table."""
-    return isinstance(value, dict) or name[:1].isdigit()
 
 
 def current(name: str, known: Container[str]) -> str:

@@ -250,13 +250,13 @@ class TeamConfig:
     then: str = reads(text, "reject")
 
 
-def team(keys: object, name: str, value: object) -> TeamConfig:
+def team(keys: Any, name: str, value: object) -> TeamConfig:
     """Read a table of [budgets]; *keys* is the table [keys]."""
-    place, known = f"[budgets.{name}]", list(keys) if isinstance(keys, dict) else []
+    place = f"[budgets.{name}]"
     found = table(TeamConfig, name=name)(value, place)
-    for key in found.keys:
-        if key not in known and isinstance(keys, dict):
-            raise ConfigError(f"{place}.keys: there is no key {shown(key)}{suggestion(key, known)}")
+    for key in found.keys if isinstance(keys, dict) else ():
+        if key not in keys:
+            raise ConfigError(f"{place}.keys: there is no key {shown(key)}{suggestion(key, keys)}")
     return found
 
 
@@ -401,8 +401,6 @@ TABLES.update(
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration."""
-
     providers: tuple[ProviderConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     reliability: Reliability = Reliability()

@@ -45,8 +45,6 @@ class Figure(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two models side by side."""
-
     names: tuple[str, str]
     calls: tuple[int, int]  # that are compared
     pairs: int  # 0: the calls are not the same ones

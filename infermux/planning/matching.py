@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..config.patterns import STAR, covers, is_pattern, pattern, share_a_name
 from ..errors import ModelNotFound, shown
+from ..errors import listed as named
 from ..pricing import PriceTable
 from ..providers.base import RegisteredProvider
 from .registry import Registry, knows
 
-MAX_SHOWN = 8  # models in a message
 Models = Callable[[RegisteredProvider], Iterable[str]]  # a provider's models that are known
 
 
@@ -119,7 +119,7 @@ def _refused(registry: Registry, target: str) -> ModelNotFound:
     """Return why nothing that *target* matches can be served."""
     left, slash, rest = target.partition("/")
     if slash and left in registry:
-        has = ", ".join(registry.member(left).models[:MAX_SHOWN]) or "none"
+        has = named(registry.member(left).models)
         what = f"provider {left!r} has no model that {shown(rest)} matches; it has {has}"
         return ModelNotFound(what, param="model")
     try:

@@ -192,7 +192,6 @@ class HTTPProvider(Provider):
         return Unsaid(why) if why else self.dialect.unsaid(request, model)
 
     def close(self) -> None:
-        """Close this process's idle connections."""
         if (adapter := self._adapters.pop(os.getpid(), None)) is not None:
             adapter.close()
 

@@ -198,7 +198,6 @@ class Mirror:
 
     @property
     def waiting(self) -> int:
-        """How many copies wait or are being sent."""
         return len(self._queue) + self._busy
 
     def _count(self, name: str, outcome: str) -> None:

@@ -41,7 +41,6 @@ class IssuedKey(NamedTuple):
     hashes: tuple[tuple[str, float | None], ...] = ()  # SHA-256 and end of each, newest first
 
     def state(self, now: float) -> str:
-        """Return active, expired or revoked."""
         if self.revoked is not None:
             return "revoked"
         return "expired" if self.expires is not None and self.expires <= now else "active"
