@@ -1125,8 +1125,9 @@ def the_errors(_: World) -> JSON:
 # -- the package, and what it is put into ----------------------------------------------------------
 
 GUNICORN = """
-import json
+import json, resource
 from infermux.server import load
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))  # connections go by it
 found = {**load(), "worker_class": "ours"}
 print(json.dumps({name: "..." if callable(value) else value for name, value in found.items()}))
 """
