@@ -307,7 +307,7 @@ class Router:
                 try:
                     if (waited := self._wait(call, target, not_before, deadline)) is None:
                         last = last or ProviderTimeout("no provider answered in time")
-                        break
+                        continue
                     share = call.limited(target, deadline)
                     if share is None:
                         others = queue.has_untried(call)
@@ -338,10 +338,14 @@ class Router:
     def _wait(
         self, call: Call, target: Target, not_before: float, deadline: Deadline
     ) -> float | None:
-        """Wait until a retry or the end of a cool-down; return the seconds, None if it is too late.
+        """Wait until a retry or the end of a cool-down; return the seconds, None if that cannot be.
 
         Raise ProviderRateLimited if a cool-down is too long.
         """
+        if deadline.expired:
+            return None
+        if not_before and not (call.has_head or self.targets.retry_budget(target.provider).spend()):
+            return None
         wait = max(0.0, not_before - time.monotonic())
         if call.must_try(target):
             cooling = self.targets.breaker(target).cooling()
@@ -353,7 +357,7 @@ class Router:
             wait = max(wait, cooling)
         for part in deadline.slices(wait):
             self._sleep(part)
-        return None if deadline.expired else wait
+        return None if wait and deadline.expired else wait
 
     def _try(
         self,
@@ -386,14 +390,11 @@ class Router:
         self, call: Call, target: Target, error: ProviderError, deadline: Deadline
     ) -> float | None:
         """Return when to retry *target* (monotonic seconds), or None if not within the deadline."""
-        if not error.retryable or len(call.attempts) >= call.most_attempts(self.attempts):
+        if not error.retryable:
             return None
         if (wait := error.retry_after) is None:
             wait = self._rng.uniform(0, longest_backoff(call, target, error))
-        if wait >= deadline.remaining():
-            return None
-        may = call.has_head or self.targets.retry_budget(target.provider).spend()
-        return time.monotonic() + wait if may else None
+        return None if wait >= deadline.remaining() else time.monotonic() + wait
 
     def _send(
         self,

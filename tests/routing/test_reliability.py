@@ -359,6 +359,15 @@ def test_retries_are_a_small_share_of_the_calls(ask: Any, targets: int) -> None:
     assert all(vendor.calls >= 45 for vendor in vendors)
 
 
+@BOTH
+def test_only_retries_that_are_sent_are_counted(ask: Any) -> None:
+    """The first vendor is down for 41 calls, and the second one answers all but the last."""
+    first, second = Scripted("a", *[DOWN] * 41, "ok"), Scripted("b", *["ok"] * 40, DOWN)
+    router = make(first, second, attempts=3, failures=NEVER, sleep=lambda _: None)
+    assert [ask(router) for _ in range(41)] == ["ok"] * 41
+    assert (first.calls, second.calls) == (42, 41)
+
+
 def test_a_client_with_the_head_of_its_stream_is_retried_for() -> None:
     """An SDK does not retry a stream that has begun."""
     from doors import Front
