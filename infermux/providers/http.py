@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
-from urllib.parse import urldefrag, urljoin, urlsplit
 
 from requests import PreparedRequest
 
@@ -304,9 +303,6 @@ class HTTPProvider(Provider):
         adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
         try:
             answer = adapter.post(prepared, exchange)
-            moved = answer.status_code in (307, 308) and passing.is_repeatable(request)
-            if moved and _follows(prepared, answer, exchange):
-                answer = adapter.post(prepared, exchange)
         except ValueError as error:
             if not isinstance(error, FOREIGN):
                 raise ProviderUnavailable("no connection to the provider") from error
@@ -447,13 +443,3 @@ class HTTPProvider(Provider):
             error.hint = "no api_key is configured"
             if self._key is not None:
                 error.hint = f"does {self._key.source or 'its api_key'} hold a valid key?"
-
-
-def _follows(prepared: PreparedRequest, answer: Answer, exchange: Exchange) -> bool:
-    """Let a request follow a redirect, unless to another origin: its vendor alone gets its key."""
-    answer.raw.close()
-    exchange.needs_new_connection, before = True, prepared.url or ""
-    place = urldefrag(urljoin(before, answer.headers.get("location", ""))).url
-    is_own = place != before and urlsplit(place)[:2] == urlsplit(before)[:2]
-    prepared.url = place if is_own else before
-    return is_own

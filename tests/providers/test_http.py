@@ -1000,44 +1000,15 @@ def test_a_key_that_no_header_can_carry_is_refused_at_the_start(provider: Make, 
 
 @WAYS
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_to_another_address_is_not_followed(
-    vendor: Make, provider: Make, ask: Any, status: int
-) -> None:
+def test_a_redirect_is_not_followed(vendor: Make, provider: Make, ask: Any, status: int) -> None:
     canary = vendor(answers(OK))
     at = vendor(answers(answer(status, b"", {"Location": canary.url + "/chat/completions"})))
     assert isinstance(failure(ask, provider(at)), ProviderUnavailable)
     assert canary.connections == 0
     assert len(at.requests) == 1
-
-
-@WAYS
-@pytest.mark.parametrize("status", [307, 308])
-def test_a_redirect_within_the_vendors_address_is_followed_once(
-    vendor: Make, provider: Make, ask: Any, status: int
-) -> None:
-    moved = answer(status, b"", {"Location": "/v2/chat?again=1#part"})
-    at = vendor(answers(moved), answers(OK))
-    check_good(ask(provider(at)))
-    first, then = at.requests
-    assert then.line == "POST /v2/chat?again=1 HTTP/1.1"
-    assert (then.body, then.headers) == (first.body, first.headers)
-    further = vendor(answers(moved), answers(answer(status, b"", {"Location": "/v3/chat"})))
-    assert isinstance(failure(ask, provider(further)), ProviderUnavailable)
-    assert len(further.requests) == 2
-    circle = vendor(answers(answer(status, b"", {"Location": "completions"})))
-    assert isinstance(failure(ask, provider(circle)), ProviderUnavailable)
-    assert len(circle.requests) == 1
-
-
-@WAYS
-@pytest.mark.parametrize(
-    "place", ["https://127.0.0.1:{}/", "//127.0.0.1:{}@[::1]/", "//[", "http://127.0.0.1:{}\\@a/"]
-)
-def test_an_odd_redirect_leads_nowhere(vendor: Make, provider: Make, ask: Any, place: str) -> None:
-    canary = vendor(answers(OK))
-    at = vendor(answers(answer(308, b"", {"Location": place.format(canary.port)})))
-    assert isinstance(failure(ask, provider(at)), ProviderUnavailable)
-    assert (canary.connections, len(at.requests)) == (0, 1)
+    within = vendor(answers(answer(status, b"", {"Location": "/v2/chat/completions"})))
+    assert isinstance(failure(ask, provider(within)), ProviderUnavailable)
+    assert len(within.requests) == 1  # it would be more requests than attempts
 
 
 @WAYS
