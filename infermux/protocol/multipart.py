@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..errors import Overloaded, RequestError, RequestTooLarge, shown
@@ -237,7 +238,8 @@ class Upload:
     def close(self) -> None:
         """Remove the temporary file, if there is one."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a full disk
+                self._file.close()
 
     def length(self, model: str) -> int | None:
         """Return the length of the body with *model*; None if it is unknown."""
@@ -284,14 +286,9 @@ class Upload:
         """Read all of a short body; of another one, what comes before its file."""
         short = self._size is not None and self._size <= SHORT
         while data := self._next():
-            if self._file is None and len(self._held) + len(data) > HOLD:
-                self._file = _temporary_file()
-                self._write(self._held)
-                self._held = bytearray()
-            if self._file is None:
-                self._held += data
-            else:
-                self._write(data)
+            self._held += data
+            if self._file is not None or len(self._held) > HOLD:
+                self._spool()
             known = not seen and (not model or "model" in self.fields)
             ended = short or self._file is not None or self._parts.ended
             if known and self._parts.files and not ended:
@@ -300,11 +297,15 @@ class Upload:
             raise RequestTooLarge("a field of the form is too long")
         self._whole = True
 
-    def _write(self, data: bytes | bytearray) -> None:
+    def _spool(self) -> None:
+        """Move what is held to the temporary file; raise Overloaded if that has no room."""
         try:
-            self._file.write(data)
+            self._file = self._file or _temporary_file()
+            self._file.write(self._held)
+            self._file.flush()
         except OSError as error:
             raise Overloaded("there is no room for this upload now; retry shortly") from error
+        self._held = bytearray()
 
     def _next(self) -> bytes:
         data = self._read(PIECE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import random
+import resource
+import tempfile
 
 import pytest
 
-from infermux.errors import RequestError, RequestTooLarge
+from infermux.errors import Overloaded, RequestError, RequestTooLarge
 from infermux.protocol.multipart import HOLD, SHORT, Upload
 
 HEAD = "--{}\r\nContent-Disposition: form-data; {}\r\n\r\n"
@@ -88,3 +90,20 @@ def test_a_form_may_be_too_long_without_a_length() -> None:
     body = form(('name="model"', b"m"), ('name="file"; filename="a"', bytes(3000)))
     with pytest.raises(RequestTooLarge):
         Upload(io.BytesIO(body).read, boundary="xYz", size=None, limit=3000, model=True)
+
+
+@pytest.mark.parametrize("folder", ["", "/dev/null"])
+def test_a_form_that_no_disk_has_room_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    body = form(('name="file"; filename="a"', b"x" * HOLD * 2), ('name="model"', b"m"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+    else:  # the last bytes do not fit
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(body) - 10, limits[1]))
+    try:
+        with pytest.raises(Overloaded):
+            Upload(io.BytesIO(body).read, boundary="xYz", size=None, limit=10**7, model=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
