@@ -225,9 +225,13 @@ def test_an_output_that_nobody_reads_stops_no_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_successor_takes_the_socket_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", [False, True])
+def test_a_successor_takes_the_socket_over(tmp_path: Path, module: bool) -> None:
     """gunicorn's USR2: the new master does not find its port in use."""
-    with started(tmp_path, serve("-b", f"127.0.0.1:{free_port()}")) as service:
+    command = serve("-b", f"127.0.0.1:{free_port()}")
+    if module:
+        command[:1] = [sys.executable, "-m", "infermux"]
+    with started(tmp_path, command) as service:
         port, old = service.port, service.process
         old.send_signal(signal.SIGUSR2)
         eventually(lambda: service.log.count("Booting worker") == 2, "a successor")
