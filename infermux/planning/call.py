@@ -171,8 +171,9 @@ class Call:
         return self.plan is not None and len(self.plan.targets) == 1
 
     def must_try(self, target: Target) -> bool:
-        """Whether to try *target* even if its circuit is open: the only one, or a retry."""
-        forced = self.plan is None or self.plan.forced or self.has_one_target
+        """Whether to try *target* even if its circuit is open: the only or a last one, a retry."""
+        plan = self.plan
+        forced = plan is None or plan.forced or self.has_one_target or target in plan.dropped
         return forced or self.has_tried(target)
 
     def sent(self, attempt: Attempt) -> InferRequest:

@@ -147,14 +147,17 @@ class Credentials:
         repeatable: Callable[[], bool],
     ) -> Answer:
         """Return the answer to a request with *key*, or with a newer value of it."""
-        prepared.headers.update(self._headers(key.value(exchange.deadline)))
-        try:
+
+        def sent() -> Answer:
+            prepared.headers.update(self._headers(key.value(exchange.deadline)))
             return post()
+
+        try:
+            return sent()
         except ProviderAuthError:
             if exchange.deadline.expired or not repeatable() or not key.renew():
                 raise
-        prepared.headers.update(self._headers(key.value(exchange.deadline)))
-        return post()
+        return sent()
 
     def note(self, key: _Key, ident: str) -> None:
         """Note the key of the account that has what an id means."""

@@ -296,9 +296,9 @@ class Router:
         A failover takes the next target from the queue. A retry appends the failed target to the
         queue, with a wait. The limit of attempts and the deadline hold for all targets together.
         """
-        assert call.plan is not None
+        plan = cast(Plan, call.plan)
         failover = Deadline(FAILOVER_SECONDS if call.request.passed is None else CALL_SECONDS)
-        queue = TargetQueue(call.plan.targets)
+        queue = TargetQueue(plan.targets, plan.dropped and self.targets.reserve(plan))
         last: InferMuxError | None = None
         try:
             while queue and len(call.attempts) < call.most_attempts(self.attempts):
@@ -326,11 +326,11 @@ class Router:
                     if call.is_last(error):
                         break
                     if not error.failover:
-                        queue.keep(self.targets.followers(target, error, call.plan.route))
+                        queue.keep(self.targets.followers(target, error, plan.route))
                     if (again := self._retry_at(call, target, error, deadline)) is not None:
                         queue.retry(target, again)
             raise last or NoHealthyProvider(
-                "no provider for this model can answer now", retry_after=call.plan.retry_in
+                "no provider for this model can answer now", retry_after=plan.retry_in
             )
         finally:
             last = None  # else a cycle: the error's traceback refers to this frame

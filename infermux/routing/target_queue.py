@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,12 +21,14 @@ RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the re
 class TargetQueue:
     """The targets of a plan: a failover takes the next one, a retry appends one with its time.
 
-    Targets that must wait for their provider's rate come last, the shortest wait first.
+    Targets that must wait for their provider's rate come last, the shortest wait first, then the
+    *reserve*.
     """
 
-    def __init__(self, targets: Iterable[Target]) -> None:
-        self._left = deque((target, 0.0) for target in targets)
-        self._paced: dict[Target, float] = {}  # seconds until each may be sent a request
+    def __init__(self, targets: Iterable[Target], reserve: Iterable[Target] = ()) -> None:
+        self._left = deque((target, 0.0) for target in (*targets, *reserve))
+        # seconds until each may be sent a request
+        self._paced = dict.fromkeys(reserve, math.inf)
 
     def __bool__(self) -> bool:
         return bool(self._left)
@@ -42,7 +45,8 @@ class TargetQueue:
         self._left.append((target, at))
 
     def has_untried(self, call: Call) -> bool:
-        return any(not call.has_tried(target) for target, _ in self._left)
+        last = [each for each, seconds in self._paced.items() if seconds == math.inf]
+        return any(not call.has_tried(each) and each not in last for each, _ in self._left)
 
     def waits(self, target: Target) -> bool:
         """Whether to wait for *target*'s rate, as no other target is ready sooner."""

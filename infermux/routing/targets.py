@@ -24,7 +24,7 @@ from ..errors import (
     StreamIncomplete,
     Unavailable,
 )
-from ..planning import Snapshot, State, takes_turns
+from ..planning import Plan, Snapshot, State, takes_turns
 from ..planning.call import Attempt, Call
 from ..planning.registry import Registry, flat
 from ..pricing import Price, PriceTable, cost, shipped
@@ -287,6 +287,13 @@ class TargetPool:
             partial += tuple(target for target in targets if self.resting(target))
         state = self._state(targets, request, cursor, size, session) if ordered else State()
         return Snapshot(state, unfit, refused, partial)
+
+    def reserve(self, plan: Plan) -> list[Target]:
+        """Return the targets that a plan leaves out for their circuits, by when these close."""
+        known = plan.snapshot or Snapshot()
+        shut = [each for each in plan.dropped if each not in known.unfit]
+        shut.sort(key=lambda each: known.refused[each][1])
+        return [each for each in shut if not self.breaker(each).cooling()]
 
     def _state(
         self,

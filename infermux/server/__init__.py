@@ -299,7 +299,7 @@ def run(addr: str, certfile: str | None = None, keyfile: str | None = None) -> N
     if certfile is not None:
         _check_certificate(certfile, keyfile)
     own = {"bind": usable(addr), "certfile": certfile, "keyfile": keyfile}
-    sys.argv = sys.orig_argv[1:]  # by which USR2 starts a successor, also with -m
+    sys.argv = sys.orig_argv[1:]  # by which USR2 starts a successor
     from gunicorn.app.base import BaseApplication
 
     class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types

@@ -179,7 +179,7 @@ def _attempted(slot: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> N
 
 
 def _bounded(count: int) -> int:
-    return count if 0 <= count <= _MAX_COUNT else max(0, min(count, _MAX_COUNT))
+    return max(0, min(count, _MAX_COUNT))
 
 
 def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> bytes:

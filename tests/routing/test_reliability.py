@@ -444,6 +444,19 @@ def test_a_lone_target_that_named_no_time_is_asked_again(ask: Any, error: InferM
 
 
 @BOTH
+def test_a_target_with_an_open_circuit_is_tried_when_the_others_have_failed(ask: Any) -> None:
+    first = Scripted("a", "ok", DOWN, ProviderRejected("no"), DOWN)
+    shut = Scripted("b", *[DOWN] * 6, "ok", DOWN)
+    router = make(first, shut, attempts=3, sleep=lambda _: None)
+    while shut.calls < 6:
+        failure(router, ask, InferRequest("m", HELLO.messages, provider="b"))
+    assert (ask(router), shut.calls) == ("ok", 6)
+    assert (ask(router), first.calls, shut.calls) == ("ok", 2, 7)
+    assert (failure(router, ask).status, shut.calls) == (400, 7)
+    assert (failure(router, ask).status, first.calls, shut.calls) == (502, 5, 8)
+
+
+@BOTH
 def test_one_call_probes_while_the_others_go_to_another_target(ask: Any) -> None:
     clock, gate, inside = Clock(), threading.Event(), threading.Event()
 
