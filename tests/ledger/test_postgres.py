@@ -20,7 +20,7 @@ from support import eventually, how_many
 from infermux.config.readers import database_url
 from infermux.config.settings import Secret
 from infermux.errors import BudgetExceeded, ConfigError
-from infermux.ledger import Budget, Hold, LedgerUnavailable, Record
+from infermux.ledger import LEASE_SECONDS, Budget, Hold, LedgerUnavailable, Record
 from infermux.ledger.spool import Deferred, Spool
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.ledger.stores.answers import Kept
@@ -444,7 +444,21 @@ def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Op
             over.set()
             cutter.join()
         assert len(cuts) > 2
+        ledgers[0].lose(NOON + LEASE_SECONDS + 1)  # what the server has reserved too late
         nothing_differs(ledgers[0], spent)
+
+
+def test_a_hold_that_comes_after_its_settlement_spends_nothing(
+    there: Database, opens: Opens
+) -> None:
+    """The server may run a reservation late if its connection was cut, and it was asked again."""
+    ledger = opens(there.service, clock=lambda: NOON)
+    hold = ledger.reserve(KEYS[0], 20, call_id="x", at=NOON)
+    ledger.settle(settled("x", 5, caller="a"), hold)
+    ledger.reserve(KEYS[0], 20, call_id="x", at=NOON)
+    assert ledger.spent(KEYS[0], NOON) == (5, 20)
+    ledger.lose(NOON + LEASE_SECONDS + 1)
+    nothing_differs(ledger, {"a": 5, "b": 0, "c": 0})
 
 
 def test_changes_whose_outcome_was_not_heard_are_made_once(there: Database, opens: Opens) -> None:
