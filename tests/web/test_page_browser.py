@@ -25,7 +25,7 @@ ECHO = Target("echo", "echo-v1")
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
-    with closing(SQLiteLedger(tmp_path / "l.db")) as made:
+    with closing(SQLiteLedger(tmp_path / "l.db", busy=30)) as made:
         yield made
 
 
