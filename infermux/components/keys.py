@@ -99,6 +99,7 @@ def listed(router: Router, ledger: Ledger | None) -> list[JSON]:
 
 
 def one(router: Router, ledger: Ledger | None, name: str) -> JSON:
+    """Return one key; raise NotFound."""
     known = {key["name"]: key for key in listed(router, ledger)}
     if name not in known:
         raise _missing(name, known)

@@ -298,7 +298,7 @@ class Router:
         """
         plan = cast(Plan, call.plan)
         failover = Deadline(FAILOVER_SECONDS if call.request.passed is None else CALL_SECONDS)
-        queue = TargetQueue(plan.targets, plan.dropped and self.targets.reserve(plan))
+        queue = TargetQueue(plan.targets, self.targets.reserve(plan) if plan.dropped else ())
         last: InferMuxError | None = None
         try:
             while queue and len(call.attempts) < call.most_attempts(self.attempts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import Paced, ProviderError, ProviderRateLimited
 from ..planning.call import Call
@@ -25,9 +25,10 @@ class TargetQueue:
     *reserve*.
     """
 
-    def __init__(self, targets: Iterable[Target], reserve: Iterable[Target] = ()) -> None:
+    def __init__(self, targets: Iterable[Target], reserve: Sequence[Target] = ()) -> None:
         self._left = deque((target, 0.0) for target in (*targets, *reserve))
-        # seconds until each may be sent a request
+        self._reserve = reserve
+        # seconds until each may be sent a request; those of the reserve are the last
         self._paced = dict.fromkeys(reserve, math.inf)
 
     def __bool__(self) -> bool:
@@ -45,8 +46,9 @@ class TargetQueue:
         self._left.append((target, at))
 
     def has_untried(self, call: Call) -> bool:
-        last = [each for each, seconds in self._paced.items() if seconds == math.inf]
-        return any(not call.has_tried(each) and each not in last for each, _ in self._left)
+        """Whether a target that is not of the reserve has not been tried."""
+        known = self._reserve
+        return any(not call.has_tried(each) and each not in known for each, _ in self._left)
 
     def waits(self, target: Target) -> bool:
         """Whether to wait for *target*'s rate, as no other target is ready sooner."""

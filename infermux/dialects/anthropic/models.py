@@ -11,11 +11,11 @@ from .. import listed, parted, without
 from ..parameters import Drop, hint
 
 OFF = {"type": "disabled"}
-# These models always think; the second choose their tools themselves, and refuse a thought after
-# other words than those that it followed.
+# _THINKS: models that always think. BINDS: of these, models that cannot be forced to call a tool,
+# and that refuse a thought if the conversation before it has changed.
 _THINKS = re.compile(r"claude-((opus|sonnet)-5-5|(fable|mythos)-5)")
 BINDS = re.compile(r"claude-((opus|sonnet)-5-5|(fable|mythos)-5-\d\b)")
-BETA = "thinking-binding-controls-2026-08-01"  # with which they leave it out instead
+BETA = "thinking-binding-controls-2026-08-01"  # allows _BINDING: they leave it out instead
 _BINDING = {"block_binding": {"prefix_mismatch_behavior": "drop_block"}}
 _LEAST = {"type": "between_tools"}  # of the Sonnets among them
 SHOWN = {"type": "adaptive", "display": "summarized"}  # from 4.7 on, not shown unless asked for

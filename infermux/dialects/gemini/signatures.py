@@ -67,8 +67,8 @@ def _own_content(content: Any, signs: bool) -> Any:
     if not isinstance(parts, list):
         return content
     own = [_own_part(part) if isinstance(part, dict) else part for part in parts]
-    kept, calls = [part for part in own if part], {"functionCall", "function_call"}
-    first = next((n for n, part in enumerate(kept) if signs and calls & {*members(part)}), None)
+    kept = [part for part in own if part]
+    first = next((n for n, part in enumerate(kept) if signs and _CALLS & {*members(part)}), None)
     if first is not None and not any(map(kept[first].get, _SIGNATURES)):
         kept[first] = kept[first] | {"thoughtSignature": SKIP}  # the first of parallel calls has it
     return content | {"parts": kept} if kept else None

@@ -56,7 +56,7 @@ class Choice:
         """Learn from a vendor's refusal; return whether the request now has the other format.
 
         A model may be unknown to the patterns, or have a name of its own, as at Azure. A server
-        that is no vendor may lack it.
+        that is not a known vendor's may lack Responses.
         """
         before, status = self.choose(request), error.upstream_status
         if before is self._responses and self._own.summarizes and _refuses_summary(error):
