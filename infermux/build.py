@@ -53,6 +53,8 @@ def load(
     if path is not None and not isinstance(path, str | os.PathLike):
         what = type(path).__name__
         raise TypeError(f'load() takes the path of a file, load("infermux.toml"), not {what}')
+    if not isinstance(environ, Mapping | None):
+        raise TypeError(f"environ must be a mapping of variables, not {type(environ).__name__}")
     config = settings(environ, None if path is None else os.fspath(path))
     announce(config)
     return router(config)

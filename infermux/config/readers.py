@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, wrong_value
+from ..errors import ConfigError, shown, wrong_value
 from .schema import Reader, Secret, any_table, of_type, printable_name, some_of, text, texts
 
 REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
@@ -192,9 +192,18 @@ def weights(value: Any, place: str) -> dict[str, float]:
     return {target: float(weight) for target, weight in found.items()}
 
 
+def by_model(value: Any, place: str) -> dict[str, Any]:
+    """Read a table whose keys are a vendor's names of models, which are no patterns."""
+    found: dict[str, Any] = any_table(value, place)
+    for model in found:
+        if "*" in model:
+            raise ConfigError(f"{place}: {shown(model)} is no model; give each one a line")
+    return found
+
+
 def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
     read = some_of("tools", "images", "structured output", "embeddings", "reasoning")
-    found = any_table(value, place)
+    found = by_model(value, place)
     return {model: read(items, f"{place}.{model}") for model, items in found.items()}
 
 

@@ -18,6 +18,7 @@ from .params import headers as read_headers
 from .params import params as read_params
 from .readers import (
     alert_events,
+    by_model,
     database_url,
     days,
     endpoint_names,
@@ -113,7 +114,7 @@ class ProviderConfig:
     api_key: Secret | None = reads(secret, None)
     models: tuple[str, ...] = reads(texts, ())
     timeout: Timeouts = reads(table(Timeouts), Timeouts())
-    prices: Mapping[str, Any] = reads(any_table, {})
+    prices: Mapping[str, Any] = reads(by_model, {})
     proxy: str = reads(url, "")
     ca: str = reads(text, "")
     unsupported: Mapping[str, Any] = reads(missing_features, {})

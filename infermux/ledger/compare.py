@@ -25,7 +25,7 @@ from .sql import Ledger
 API = "mirror"  # of the calls of mirrors
 MOST = 20_000  # calls of each model that are read, the newest
 ROUNDS = 1000  # of the bootstrap
-SAMPLE = 1000  # calls that each round draws at most; the interval is scaled to all of them
+SAMPLE = 1000  # calls of a model that each round draws at most
 LEVEL = 0.95
 LEAST = 8  # values of each model: of fewer, chance alone often makes all differences of one sign
 SEED = 20_260
@@ -229,17 +229,21 @@ def bootstrap(
     if min(len(first), len(second)) < LEAST:
         return None
     rng, found = random.Random(seed), []
-    center = statistic(second) - statistic(first)
-    sizes = [min(len(side), SAMPLE) for side in (first, second)]
-    scale = math.sqrt(min(sizes) / min(len(first), len(second)))
+    sides, before = (first, second), (statistic(first), statistic(second))
+    sizes = [min(len(side), SAMPLE) for side in sides]
+    # a sample of fewer differs more: each side's is scaled to the side's own size
+    scales = [math.sqrt(size / len(side)) for size, side in zip(sizes, sides, strict=True)]
     for _ in range(rounds):
         if paired:
-            drawn = rng.choices(range(len(first)), k=sizes[0])
-            one, two = [first[n] for n in drawn], [second[n] for n in drawn]
+            rows = rng.choices(range(len(first)), k=sizes[0])
+            drawn = [[side[n] for n in rows] for side in sides]
         else:
-            one, two = rng.choices(first, k=sizes[0]), rng.choices(second, k=sizes[1])
-        found.append(statistic(two) - statistic(one))
+            drawn = [rng.choices(side, k=size) for side, size in zip(sides, sizes, strict=True)]
+        one, two = (
+            old + (statistic(values) - old) * scale
+            for old, values, scale in zip(before, drawn, scales, strict=True)
+        )
+        found.append(two - one)
     found.sort()
     outside = (1 - LEVEL) / 2
-    low, high = found[int(outside * rounds)], found[math.ceil((1 - outside) * rounds) - 1]
-    return center + (low - center) * scale, center + (high - center) * scale
+    return found[int(outside * rounds)], found[math.ceil((1 - outside) * rounds) - 1]

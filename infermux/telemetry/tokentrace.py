@@ -26,6 +26,8 @@ class Reporter(Exporter[TraceSpan]):
     def __init__(
         self, source: str = "infermux", url: str = "", *, threads: int = 2, size: int = 1000
     ) -> None:
+        if "://" in source and not url:
+            raise TypeError("the first argument is the name of the source: write Reporter(url=…)")
         super().__init__("TokenTrace does not accept spans", threads=threads, size=size)
         self.source = source
         self.url = url.rstrip("/") + "/mist" if url else ""

@@ -431,6 +431,10 @@ def test_the_example_states_the_defaults_that_hold():
             OPENAI + 'unsupported = { m = ["tool"] }',
             ["[providers.openai].unsupported.m", "did you mean 'tools'?"],
         ),
+        *(
+            (OPENAI + f"{key} = {{ 'gpt-*' = {value} }}", [f"[providers.openai].{key}", "'gpt-*'"])
+            for key, value in (("unsupported", '["tools"]'), ("prices", '{ input = "1" }'))
+        ),
         (
             OPENAI + '[models.x]\ntargets = "openai"\nstrategy = "wieghted"',
             ["[models.x].strategy", "did you mean 'weighted'?"],

@@ -54,6 +54,8 @@ def test_load_takes_a_path_and_an_environment(file: Path) -> None:
     for wrong in (5, ["mine.toml"], EchoProvider(), b"mine.toml"):
         with pytest.raises(TypeError, match=r'load\("infermux.toml"\)'):
             load(wrong)
+    with pytest.raises(TypeError, match="environ must be a mapping"):
+        load(environ=["A=1"])
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import threading
 import time
+from statistics import fmean
 
 import pytest
 from click.testing import CliRunner
@@ -408,3 +410,12 @@ def test_the_interval_covers_the_difference_about_as_often_as_it_says():
         low, high = bootstrap(one, two, mean, paired=False, rounds=200, seed=seed)
         hits += low <= 1 <= high
     assert 50 <= hits <= 60
+
+
+@pytest.mark.parametrize("sizes", [(20_000, 1500), (1500, 20_000), (900, 1200)])
+def test_the_interval_of_unequal_samples_is_as_wide_as_both_make_it(sizes):
+    rng = random.Random(11)
+    sides = [[rng.gauss(10, 3) for _ in range(size)] for size in sizes]
+    low, high = bootstrap(*sides, fmean, paired=False, rounds=400)
+    normal = 2 * 1.96 * 3 * math.sqrt(sum(1 / size for size in sizes))
+    assert 0.88 < (high - low) / normal < 1.12

@@ -86,6 +86,11 @@ def test_an_empty_address_is_a_no_op():
     assert own_threads() == before
 
 
+def test_an_address_in_the_place_of_the_source_is_an_error():
+    with pytest.raises(TypeError, match=r"Reporter\(url="):
+        Reporter("http://127.0.0.1:8700")
+
+
 def test_threads_start_with_the_first_span_and_are_two(tokentrace):
     before = len(own_threads())
     reporter = Reporter("infermux", tokentrace.url)
