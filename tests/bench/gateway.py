@@ -29,7 +29,9 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _HERE = Path(__file__).parent
 ENVIRONMENT = {
     name: value
-    for name, value in environment(BENCH_KEY="sk-bench").items()
+    for name, value in environment(
+        BENCH_KEY="sk-bench", BENCH_OTHER="sk-other", BENCH_HOOK="http://127.0.0.1:9/"
+    ).items()
     if name != "PYTHONDONTWRITEBYTECODE"
 }
 _MODELS = ("bench-0-0", "bench-0-10", "bench-0-100", "bench-2000-0", "bench-wide")
@@ -41,6 +43,36 @@ KEYS = (
 BUDGET = 'budget = { usd = "1000000", per = "month" }\n'
 LEDGER, NO_LEDGER = '[ledger]\npath = "{folder}.db"\n', '[ledger]\npath = ""\n'
 SPANS = '[trace]\ntokentrace = "{upstream}"\n'
+# what other names, keys and providers than the measured ones have
+OTHERS = f"""
+[providers.third]
+type = "openai"
+base_url = "{{upstream}}/v1"
+api_key = ["env:BENCH_KEY", "env:BENCH_OTHER"]
+models = ["other-model"]
+rpm = 600
+headers = {{ x-team = "other" }}
+
+[models]
+"other-*" = "third/other-*"
+
+[models.other]
+targets = ["third", "second"]
+strategy = "sticky"
+params = {{ temperature = 0.2 }}
+override = {{ top_p = 0.5 }}
+timeout = 20
+mirror = {{ target = "second", share = 0.5 }}
+cache_answers = {{ ttl = "1h", max = "1MB" }}
+
+[keys.other]
+hash = "{sha256(b"other").hexdigest()}"
+user_rpm = 60
+user_budget = {{ usd = "1", per = "day" }}
+
+[alerts]
+webhook = "env:BENCH_HOOK"
+"""
 
 
 class Upstream(NamedTuple):

@@ -22,7 +22,7 @@ from infermux.routing.accounting import record
 
 from ..support import ROOT
 from . import agents, gateway, postgres, rows
-from .gateway import BUDGET, KEY, KEYS, LEDGER, NO_LEDGER, SPANS, Gateway, Upstream
+from .gateway import BUDGET, KEY, KEYS, LEDGER, NO_LEDGER, OTHERS, SPANS, Gateway, Upstream
 from .load import Ask, Load, Tally, get, post
 from .upstream import EVENTS
 
@@ -42,6 +42,7 @@ SUBJECTS = {
     "routing": (NO_LEDGER,),
     "default": (LEDGER,),
     "full": (KEYS, LEDGER),
+    "others": (KEYS, LEDGER, OTHERS),
     "budget": (KEYS + BUDGET, LEDGER),
     "spans": (KEYS, LEDGER, SPANS),
     "naive-tls": (),

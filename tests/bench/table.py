@@ -12,7 +12,8 @@ CPU = {
     "naive": BASELINE,
     "routing": "InferMux: routing, failover, cost",
     "full": "… with keys, limits, metrics, ledger",
-    "budget": "… and a budget",
+    "others": "… and features that only other names, keys and providers have",
+    "budget": "… instead a budget",
     "spans": "… instead a TokenTrace span per call",
 }
 LATENCY = {
