@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import places, with_odd
 
 from infermux import errors
 from infermux.dialects import without
+from infermux.dialects.anthropic import downstream as anthropic
 from infermux.dialects.blocks import whole
+from infermux.dialects.gemini import downstream as gemini
+from infermux.dialects.openai import downstream as openai
 from infermux.dialects.parameters import Drop
 from infermux.dialects.responses import Support, downstream
 from infermux.dialects.responses.requests import translated
@@ -24,6 +29,7 @@ from infermux.errors import ProviderError, StreamIncomplete, UnsupportedParamete
 from infermux.planning.call import StreamAccumulator
 from infermux.protocol import InferRequest, InferResponse, Native, strict_json
 from infermux.protocol.sse import Event, Parser
+from infermux.providers.failures import NONSENSE
 from infermux.types import Chunk, Usage
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "wire" / "exchanges"
@@ -329,6 +335,30 @@ def test_what_a_failed_stream_used_is_known() -> None:
     assert fold.usage is not None
     assert fold.usage.input_tokens == 31
     assert raised.value.usage == fold.usage, "no chunk is sent where nothing came before"
+
+
+@pytest.mark.parametrize("odd", [True, 5, -1, 1.5, "x", [], [None], [[]], {}, {"x": None}])
+def test_an_odd_value_anywhere_is_nonsense_or_understood(odd: Any) -> None:
+    def check(read: Callable[[], InferResponse]) -> None:
+        try:
+            response = read()
+        except (ProviderError, *NONSENSE):
+            return
+        for name in ("model", "id", "content", "reasoning", "finish_reason"):
+            assert isinstance(getattr(response, name), str), (name, place)
+        openai.encode_response(response, created=0)
+        anthropic.encode_response(response)
+        gemini.encode_response(response, ident="x")
+
+    for place in [*places(ANSWER)][1:]:
+        data = strict_json.encode(with_odd(ANSWER, place, odd))
+        check(lambda data=data: VENDOR.decode_response(data, ASKED))  # type: ignore[misc]
+    events = stream_of(OUTPUT[1:4])
+    for number, each in enumerate(events):
+        for place in [*places(body := json.loads(each.data))][1:]:
+            hurt = Event(strict_json.encode(with_odd(body, place, odd)), each.name)
+            changed = [*events[:number], hurt, *events[number + 1 :]]
+            check(lambda changed=changed: folded(changed))  # type: ignore[misc]
 
 
 # -- requests --------------------------------------------------------------------------------------

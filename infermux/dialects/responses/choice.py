@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 from ...errors import ProviderError
 from ...protocol import CHAT, InferRequest
@@ -34,8 +34,7 @@ class Choice:
         self.NAME = chat.NAME
         self.support = support
         self._chat = chat
-        self._own = Responses(support)
-        self._responses = cast(Dialect, self._own)
+        self._responses = Responses(support)
         self._always = always
         self._learned: set[tuple[str, bool]] = set()  # models that refused, and whether for tools
         self._lacks = False  # the vendor has no Responses after all
@@ -59,9 +58,9 @@ class Choice:
         that is not a known vendor's may lack Responses.
         """
         before, status = self.choose(request), error.upstream_status
-        if before is self._responses and self._own.summarizes and _refuses_summary(error):
-            self._own.summarizes = not asks_thoughts(request)
-            return not self._own.summarizes
+        if before is self._responses and before.summarizes and _refuses_summary(error):
+            before.summarizes = not asks_thoughts(request)
+            return not before.summarizes
         if request.op != CHAT or self._always:
             return False
         if before is self._chat:

@@ -28,7 +28,7 @@ from ..citations import citations, image
 from ..openai.upstream import decode_error
 from ..openai.usage import usage_of as chat_usage
 from ..sizes import CONTAINER, gigabytes
-from . import DRAWN
+from . import DRAWN, NAME
 
 _STATUS = {  # of the errors inside a response or a stream, which have only a code
     "rate_limit_exceeded": 429,
@@ -45,7 +45,8 @@ _STATUS = {  # of the errors inside a response or a stream, which have only a co
 _REJECTED = ("invalid_", "unsupported_", "image_", "empty_image", "failed_to_download_image")
 _ENDED = ("response.completed", "response.incomplete")
 _FAILED = ("response.failed", "error")
-_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+# the members of a call's object in chat's form, and of its input
+_CALLS = {"function_call": ("function", "arguments"), "custom_tool_call": ("custom", "input")}
 # Events, and types of added items, that have no content yet or repeat what came before.
 _SILENT = frozenset(
     {
@@ -78,10 +79,8 @@ def detail_of(ident: str, form: str, index: int, member: str, value: str) -> JSO
 
 def call_of(item: JSON, given: str | None = None) -> JSON:
     """Return an item's tool call in chat's form, with *given* as its input if that is not None."""
-    kind = text(item.get("type"))
-    member = _CALLS[kind]
+    which, member = _CALLS[item["type"]]
     said = text(item.get(member)) if given is None else given
-    which = "function" if kind == "function_call" else "custom"
     ident = text(item.get("call_id")) or text(item.get("id"))
     return {"id": ident, "type": which, which: {"name": text(item.get("name")), member: said}}
 
@@ -157,22 +156,20 @@ class Reader:
         body = obj(strict_json.lenient(event.data))
         native = typed(event, body).encode()
         kind = text(body.get("type"))
-        if kind in ("response.output_text.delta", "response.refusal.delta"):
-            yield self._words(kind, body, text(body.get("delta")))._replace(
-                native=native, dialect="responses"
-            )
-            return
         if kind in _FAILED or (not kind and body.get("error")):
             yield from self._failed(body)
-        chunk = self._chunk(kind, body)
-        self._started = self._started or chunk.has_content
-        yield chunk._replace(native=native, dialect="responses")
+        if kind in ("response.output_text.delta", "response.refusal.delta"):
+            chunk = self._words(kind, body, text(body.get("delta")))
+        else:
+            chunk = self._chunk(kind, body)
+            self._started = self._started or chunk.has_content
+        yield chunk._replace(native=native, dialect=NAME)
 
     def _failed(self, body: JSON) -> Iterator[Chunk]:
         """Yield what a failed response has used; then raise its error."""
         response = obj(body.get("response"))
         if (usage := usage_of(response)) is not None:
-            yield Chunk(usage=usage, model=response.get("model"))
+            yield Chunk(usage=usage, model=word(response.get("model")) or None)
         error = response.get("error") or body.get("error") or without(body, "type")
         raise having(failure(error), usage=usage)
 
@@ -194,7 +191,7 @@ class Reader:
             return self._item(kind, body)
         if kind.startswith("response.") and isinstance(body.get("response"), dict):
             response = body["response"]
-            model, ident = response.get("model") or None, response.get("id") or None
+            model, ident = text(response.get("model")) or None, text(response.get("id")) or None
             goes_on = response.get("background") is True  # without the client: it needs the id
             return Chunk(model=model, id=ident, shown=goes_on)
         return Chunk(shown=kind.startswith("response.") and kind not in _SILENT)
@@ -250,8 +247,8 @@ class Reader:
         yield Chunk(
             finish_reason=finish_reason(body, called=bool(self._calls)),
             usage=usage_of(body | {"output": output or self._items}),
-            model=body.get("model") or None,
-            id=body.get("id") or None,
+            model=text(body.get("model")) or None,
+            id=text(body.get("id")) or None,
         )
 
     def _end(self, response: JSON) -> Chunk:
@@ -275,7 +272,7 @@ class Reader:
 
     def _call(self, item: JSON, body: JSON, *, done: bool) -> Chunk:
         key = _key(item.get("id"), body)
-        whole = text(item.get(_CALLS[item["type"]]))
+        whole = text(item.get(_CALLS[item["type"]][1]))
         known = self._calls.get(key)
         if known is None:
             said = whole if done else ""
@@ -302,11 +299,8 @@ class Reader:
         if not more:
             return Chunk()
         said.append(more)
-        if item["type"] == "custom_tool_call":
-            return Chunk(
-                tool_calls=[{"index": number, "type": "custom", "custom": {"input": more}}]
-            )
-        return Chunk(tool_calls=[{"index": number, "function": {"arguments": more}}])
+        which, member = _CALLS[item["type"]]
+        return Chunk(tool_calls=[{"index": number, which: {member: more}}])
 
     def _reasoned(self, item: JSON, body: JSON) -> Chunk:
         """Return the chunk of a reasoning item's encrypted content, and of what had no deltas."""

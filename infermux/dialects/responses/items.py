@@ -5,12 +5,12 @@ Adjacent items of the model (reasoning, message, calls) are one message of the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from ...errors import shown
 from ...protocol import must_be
 from ...types import JSON
-from .. import items, members, objects, require
+from .. import listed, members, objects, require
 from . import DRAWN
 from .events import drawn
 from .reasoning import details_of
@@ -192,7 +192,8 @@ _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
 
 
 def all_added_tools(value: object) -> list[JSON]:
-    added = [item for item in items(value) if item.get("type") == ADDED]
+    """Return the tools that the items of an input add; none if it is a text."""
+    added = [item for item in listed(value) if item.get("type") == ADDED]
     return [tool for item in added for tool in added_tools(item, ADDED)]
 
 
@@ -212,12 +213,10 @@ def string(holder: JSON, name: str, place: str) -> str:
     return found
 
 
-def _content(parts: Sequence[object], place: str, between: str | None) -> str | list[JSON]:
+def _content(parts: object, place: str, between: str | None) -> str | list[JSON]:
     """Return a content: a string if it is one text, or if *between* may join its texts."""
-    found = [
-        _part(require(part, f"{place}[{number}]", dict), f"{place}[{number}]")
-        for number, part in enumerate(parts)
-    ]
+    listed = enumerate(objects(parts, place))
+    found = [_part(part, f"{place}[{number}]") for number, part in listed]
     if all(part["type"] == "text" for part in found) and (between is not None or len(found) == 1):
         return (between or "").join(part["text"] for part in found)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from ...protocol import strict_json
 from ...types import JSON
@@ -16,7 +17,6 @@ from .. import listed, require, word
 
 FORMAT = "openai-responses-v1"  # of details that a vendor of this dialect encrypted
 PREFIX = "infermux1."
-_OWN_ID = re.compile(r"([a-z]+)_[0-9a-f]{36}")  # 32 of the call's id, 4 of the item
 _UNSIGNED = "unknown"  # the format of thoughts that no vendor wants back
 
 
@@ -27,14 +27,14 @@ def pack(details: Sequence[JSON], words: str = "") -> str:
     return PREFIX + urlsafe_b64encode(strict_json.encode(ordered)).decode().rstrip("=")
 
 
-def is_packed(encrypted: object) -> bool:
+def is_packed(encrypted: object) -> TypeGuard[str]:
     """Whether *encrypted* is a reasoning item's content that InferMux made."""
     return isinstance(encrypted, str) and encrypted.startswith(PREFIX)
 
 
 def unpack(encrypted: object) -> list[JSON] | None:
     """Return the packed details, none of them if damaged; None if *encrypted* is a vendor's."""
-    if not isinstance(encrypted, str) or not is_packed(encrypted):
+    if not is_packed(encrypted):
         return None
     data = encrypted.removeprefix(PREFIX)
     try:
@@ -46,8 +46,8 @@ def unpack(encrypted: object) -> list[JSON] | None:
 
 def is_own_id(ident: object, kind: str = "rs") -> bool:
     """Whether InferMux made the id of an item: no vendor knows it."""
-    found = _OWN_ID.fullmatch(ident) if isinstance(ident, str) else None
-    return found is not None and found[1] == kind
+    form = rf"{kind}_[0-9a-f]{{36}}"  # 32 of the call's id, 4 of the item
+    return isinstance(ident, str) and re.fullmatch(form, ident) is not None
 
 
 def details_of(item: JSON, place: str) -> tuple[str, list[JSON]]:

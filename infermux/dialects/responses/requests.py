@@ -6,7 +6,7 @@ Reasoning goes back to a vendor only in the format that this vendor gave.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from operator import is_
 from typing import Any
@@ -16,7 +16,7 @@ from ...types import JSON
 from .. import fitting, given, items, listed, obj, objects, require, text, without
 from ..openai import is_neutral
 from ..openai import requests as chat
-from ..openai.requests import NAMES, fitted_name, nearest_effort, refused, unknown
+from ..openai.requests import NAMES, fitted_name, nearest_effort, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..searches import Moved, moved, of_responses
 from ..sizes import MIN_OUTPUT
@@ -88,8 +88,7 @@ def translated(
         body["instructions"] = first["content"]
         messages = messages[1:]
     request = chat.asking(replace(request, messages=messages), drop)
-    messages = list(request.messages)
-    body["input"] = [item for each in _items(messages, drop, form) for item in each]
+    body["input"] = [*_items(request.messages, drop, form)]
     body = _params(request, drop) | body  # a member of another format's name replaces nothing
     search.add(body, drop, {"type": "web_search"}, limits=form == FORMAT)
     if request.body_in(NAME) is None:
@@ -127,8 +126,8 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
             body[name] = value
         elif name == "stop":
             stops_of(request)  # the answer ends at them: see `upstream`
-        elif name == "stream_options" or (is_neutral(name, value) and name in _CHAT_ONLY):
-            continue
+        elif name == "stream_options":
+            continue  # every stream has its usage
         elif name in _CHAT_ONLY or name in others:
             if not is_neutral(name, value):
                 _refuse(name, request.model, drop)
@@ -226,23 +225,23 @@ def _choice(choice: Any) -> Any:
 # -- messages --
 
 
-def _items(messages: list[JSON], drop: Drop, form: str) -> Iterator[list[JSON]]:
+def _items(messages: Sequence[JSON], drop: Drop, form: str) -> Iterator[JSON]:
     custom: set[str] = set()  # the ids of calls of custom tools
     for number, message in enumerate(messages):
         place, role = f"messages[{number}]", text(message.get("role"))
         _hints(message, drop)
         if role == "tool":
-            yield [_output(message, place, drop, custom)]
+            yield _output(message, place, drop, custom)
         elif role not in _ROLES:
             unsupported(f"{place}.role {role}", NAME, drop)
         elif role != "assistant":
-            yield [{"role": role, "content": _content(message.get("content"), place, drop)}]
+            yield {"role": role, "content": _content(message.get("content"), place, drop)}
         else:
             calls = [_call(call) for call in message.get("tool_calls") or ()]
             custom |= {call["call_id"] for call in calls if call["type"] == "custom_tool_call"}
             if message.get("function_call") or message.get("audio"):
                 unsupported(f"{place}.function_call", NAME, drop)
-            yield [*reasoning_items(message, form), *_said(message, place, drop), *calls]
+            yield from (*_reasoning(message, form), *_said(message, place, drop), *calls)
 
 
 def _content(value: Any, place: str, drop: Drop) -> Any:
@@ -322,7 +321,7 @@ def _hints(holder: JSON, drop: Drop) -> None:
 # -- reasoning --
 
 
-def reasoning_items(message: JSON, form: str) -> list[JSON]:
+def _reasoning(message: JSON, form: str) -> list[JSON]:
     """Return the reasoning items of an assistant message's details in the format *form*."""
     found: dict[str, JSON] = {}
     for detail in items(message.get("reasoning_details")):
@@ -383,8 +382,3 @@ def is_foreign(item: Any, support: Support) -> bool:
     if is_packed(data):
         return True
     return support.fernet is not None and data.startswith(_FERNET) != support.fernet
-
-
-def refusals(params: Mapping[str, Any], model: str) -> list[str]:
-    """Return the names of params that the model refuses here."""
-    return refused(params, model, chat=False)

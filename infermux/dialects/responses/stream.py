@@ -66,7 +66,8 @@ class Encoder(BlockWriter):
         self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage
         if not (chunk.has_content or chunk.annotations):
             return b""
-        self._answer.model = self._answer.model if self._started else chunk.model or self._model
+        if not self._started:
+            self._answer.model = chunk.model or self._answer.model
         pieces = _pieces(chunk, self._answer)
         return self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
 
@@ -93,17 +94,14 @@ class Encoder(BlockWriter):
         head += self._event("error", **without(told, "type"), **body)
         if self._passed:
             return head
-        code = _CODES.get(error.code) or _CODES.get(error.status, "server_error")
+        code = _CODES.get(error.status, "server_error")
+        code = error.code if error.code == "context_length_exceeded" else code
         failure = {"code": code, "message": error.message}
         whole = self._answer.envelope("failed", self._items, self._usage, error=failure)
         return head + self._event("response.failed", response=whole)
 
     def heartbeat(self) -> bytes:
         return comment("waiting for the provider")
-
-    @property
-    def _model(self) -> str:
-        return self._answer.model
 
     def _event(self, name: str, **members: Any) -> bytes:
         data = {"type": name, **members, "sequence_number": self._number}
@@ -244,8 +242,7 @@ class Encoder(BlockWriter):
         )
 
 
-_CODES: dict[object, str] = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
-_CODES |= {"context_length_exceeded": "context_length_exceeded"}
+_CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
 def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:

@@ -7,6 +7,7 @@ Azure, xAI, OpenRouter and DeepSeek.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from ...errors import StreamIncomplete
@@ -24,13 +25,13 @@ from .. import (
     word,
 )
 from ..blocks import answer
-from ..openai.requests import fitted_names
+from ..openai.requests import fitted_names, refused
 from ..openai.upstream import DONE, auth, decode_error
 from ..parameters import Drop, Unsaid, hint
 from ..stops import stopped, stopped_stream, stops_of
 from . import NAME, RESOURCE, STANDARD, Support
 from .events import Reader, read_response, usage_of
-from .requests import fitted_input, is_foreign, refusals, translated, with_summary
+from .requests import fitted_input, is_foreign, translated, with_summary
 
 PATHS = {
     CHAT: "/responses",
@@ -59,17 +60,16 @@ class Responses:
     decode_error = staticmethod(decode_error)
 
     def __init__(self, support: Support = STANDARD) -> None:
-        self.support = self._support = support
+        self.support = support
         self.summarizes = True  # until the vendor refuses it
         self._translated = partial(translated, form=support.form, searches=support.searches)
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
-        support = self._support
-        own = request.op == RESOURCE
+        support, own = self.support, request.op == RESOURCE
         path = str(request.params["path"]) if own else path_of(PATHS, request, NAME)
-        if not support.query:
-            return support.prefix + path
-        return f"{support.prefix}{path}{'&' if '?' in path else '?'}{support.query}"
+        if support.query:
+            path += ("&" if "?" in path else "?") + support.query
+        return support.prefix + path
 
     def headers(self, request: InferRequest) -> dict[str, str]:
         return {}
@@ -82,25 +82,20 @@ class Responses:
         if request.op == RESOURCE:
             return request.native.body.data if request.native else b""
         own, drop = request.body_in(NAME), Drop.of(request)
-        out = refusals(request.params, request.model)
+        out = refused(request.params, request.model, chat=False)
         for name in out:
             hint(name, drop)
         if own is not None:
             return self._adapted(own, request, out)
-        asked = InferRequest(
-            request.model,
-            request.messages,
-            params=without(request.params, *out),
-            native=request.native,
-        )
-        body = self._translated(asked, drop)
+        if out:
+            request = replace(request, params=without(request.params, *out))
+        body = self._translated(request, drop)
         body["input"] = [item for item in body["input"] if self._takes(item)]
-        if request.op == CHAT:
-            body |= fitted_names(body, request.model, request.cache_key)
         if known := _KEPT.get(request.op):
             body = {name: value for name, value in body.items() if name in known}
-        if self.summarizes and request.op == CHAT:
-            body = with_summary(body, request)
+        else:
+            body |= fitted_names(body, request.model, request.cache_key)
+            body = with_summary(body, request) if self.summarizes else body
         if stream:
             body["stream"] = True
         return strict_json.encode(body)
@@ -108,14 +103,14 @@ class Responses:
     def _takes(self, item: JSON) -> bool:
         """Whether the vendor takes an item; reasoning that it encrypts, only so."""
         bare = item.get("type") == "reasoning" and not item.get("encrypted_content")
-        known = self._support.fernet is not None
-        return not (bare and known) and not is_foreign(item, self._support)
+        known = self.support.fernet is not None
+        return not (bare and known) and not is_foreign(item, self.support)
 
     def _adapted(self, body: Document, request: InferRequest, out: list[str]) -> bytes:
         value, model = body.value, request.model
         new: JSON = {} if value.get("model") == model else {"model": model}
         given = value.get("input")
-        if (kept_input := fitted_input(given, self._support)) is not given:
+        if (kept_input := fitted_input(given, self.support)) is not given:
             new["input"] = kept_input
         if request.op == CHAT:
             new |= fitted_names(value, model, request.cache_key)
@@ -140,7 +135,7 @@ class Responses:
             return token_count(body.get("input_tokens"), request, native)
         if body.get("output") is None:
             raise ValueError("a response without output")
-        said = Reader(self._support.form).output(body)
+        said = Reader(self.support.form).output(body)
         found = answer(request, native, *said)
         found.extra = {"pending": True} if body.get("status") in _PENDING else {}
         stops = stops_of(request)
@@ -151,7 +146,7 @@ class Responses:
         return stopped_stream(chunks, stops) if stops else chunks
 
     def _read(self, events: Events) -> Iterator[Chunk]:
-        reader = Reader(self._support.form)
+        reader = Reader(self.support.form)
         for event in events:
             if event is None or not event.data:
                 yield HEARTBEAT
