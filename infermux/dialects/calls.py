@@ -17,7 +17,7 @@ from ..errors import ProviderError
 from ..pricing import find
 from ..protocol import InferRequest, InferResponse
 from ..types import JSON, NOTHING, Chunk, Usage
-from . import Dialect, members
+from . import Dialect, members, require
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -161,7 +161,8 @@ def _fitted(name: str) -> str:
 
 def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
     """Return messages in which each call has an id of its own, and its result has that."""
-    idents = [call.get("id") for call in _calls(messages)]
+    place = "messages[].tool_calls[].id"
+    idents = [require(call.get("id") or "", place, str) for call in _calls(messages)]
     if len(set(idents)) == len(idents) and all(idents):
         return messages
     known: set[Any] = {None, ""}
@@ -176,7 +177,7 @@ def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
                 waiting.setdefault(call.get("id") or "", []).append(new["id"])
                 calls.append(new)
             message = message | {"tool_calls": calls}
-        elif queue := waiting.get(message.get("tool_call_id") or ""):
+        elif queue := waiting.get(str(message.get("tool_call_id") or "")):
             message = message | {"tool_call_id": queue.pop(0)}
         found.append(message)
     return found

@@ -215,10 +215,10 @@ def _is_strict(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return schema is False  # as the additionalProperties are
     if is_object(schema):
-        named, needed = schema.get("properties"), schema.get("required") or ()
-        if schema["additionalProperties"] is not False or named is None:
+        named, needed = schema.get("properties"), schema.get("required") or []
+        if schema["additionalProperties"] is not False or not isinstance(named, dict):
             return False
-        if set(named) - set(needed):
+        if not isinstance(needed, list) or any(name not in needed for name in named):
             return False
     known = schema.keys() <= _STRICT and schema.get("format", "date") in _FORMATS
     return known and bool(schema.keys() & _KINDS) and all(map(_is_strict, _parts(schema)))

@@ -575,6 +575,8 @@ OPEN: list[JSON] = [
     {"type": "object"},
     {"type": "array", "items": {"type": "object"}},
     {"type": "string", "pattern": "x"},
+    *({"type": "object", "properties": {"a": {}}, "required": odd} for odd in (5, [["a"]])),
+    {"type": "object", "properties": 5},
 ]
 
 

@@ -400,6 +400,16 @@ def test_a_parameter_that_the_vendor_cannot_be_told_is_named(front, vendors, dia
     assert vendor.seen == []
 
 
+@pytest.mark.parametrize("ident", [[1], {"a": 1}, 5])
+def test_an_id_of_a_call_that_is_no_text_is_named(front, vendors, ident):
+    vendor = vendors["gemini"].script(reply(b"", 500))
+    call = {"id": ident, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    body = {"model": MODELS["gemini"], "messages": [*HELLO["messages"], turn]}
+    is_error(front.ask(CHAT, body), 400, "invalid_request", "messages[].tool_calls[].id")
+    assert vendor.seen == []
+
+
 @pytest.mark.parametrize("dialect", ["anthropic", "gemini"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 def test_it_is_dropped_and_told_of_if_so_configured(vendors, dialect, streamed):

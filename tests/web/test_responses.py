@@ -658,6 +658,11 @@ def test_an_item_that_adds_no_tools_is_400(front, tools):
     assert answer.status == 400 and "tools" in answer.json["error"]["param"]
 
 
+def test_a_text_beside_a_member_called_as_added_tools_is_answered(ask):
+    answer, _ = ask(metadata={"additional_tools": "x"})
+    assert answer.json["output"][0]["content"][0]["text"] == "Yes."
+
+
 @pytest.mark.parametrize("words", ["*** plain", '{"patch": "x"}', '{"input": 5}', '["x"]'])
 def test_an_input_that_is_not_what_was_asked_for_comes_as_it_is(front, vendors, words):
     call = {"id": "c1", "type": "function", "function": {"name": "apply_patch", "arguments": words}}

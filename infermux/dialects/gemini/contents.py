@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from ...errors import RequestError, shown
 from ...protocol import must_be, strict_json
 from ...types import JSON
-from .. import given, require
+from .. import given, objects, require
 from ..fitting import joined
-from .requests import FORMAT
+from .requests import FORMAT, SKIP
 from .schemas import camel
-from .signatures import SKIP, standard_base64, unpacked
+from .signatures import standard_base64, unpacked
 
 _MIME = mimetypes.MimeTypes()  # Python's own table, independent of the host's files
 _DOCUMENTS = re.compile(r"application/pdf|text/.+")  # that other vendors read
@@ -29,11 +29,7 @@ def repeated(value: object, place: str) -> list[JSON]:
     """Return a list of objects, [] for None; Google takes a single object as a list, too."""
     if value is None:
         return []
-    found = [value] if isinstance(value, dict) else require(value, place, list)
-    for number, one in enumerate(found):
-        if type(one) is not dict:
-            raise must_be(f"{place}[{number}]", "an object")
-    return found
+    return objects([value] if isinstance(value, dict) else value, place)
 
 
 def messages(contents: object, system: object, *, is_whole: bool = True) -> list[JSON]:

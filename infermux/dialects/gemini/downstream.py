@@ -19,9 +19,9 @@ from ..fitting import strict
 from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
-from .requests import BUDGETS
+from .requests import BUDGETS, SKIP
 from .schemas import camel, integer, json_schema
-from .signatures import SKIP, packed
+from .signatures import packed
 from .upstream import COUNT_TOKENS, EMBEDDINGS, FILTERED
 
 _NUMBERS = {
@@ -77,12 +77,11 @@ def decode_request(body: Document, asked: Asked, *, op: str = CHAT) -> InferRequ
 
 def _params(value: JSON) -> JSON:
     """Return the parameters in OpenAI's form; what it does not have keeps Google's name."""
-    tools, choice = _tools(value.get("tools")), _choice(value.get("toolConfig"))
-    if choice.allowed is not None:
-        tools["tools"] = [
-            tool for tool in tools.get("tools", ()) if tool["function"]["name"] in choice.allowed
-        ]
-    params = tools | choice.params | _config(value.get("generationConfig"))
+    tools, (choice, allowed) = _tools(value.get("tools")), _choice(value.get("toolConfig"))
+    if allowed is not None:
+        functions = tools.get("tools", ())
+        tools["tools"] = [tool for tool in functions if tool["function"]["name"] in allowed]
+    params = tools | choice | _config(value.get("generationConfig"))
     for name, each in given(value).items():
         if name in ("tools", "toolConfig", "generationConfig", "model"):
             continue
@@ -184,13 +183,10 @@ def _function(value: JSON, place: str) -> JSON:
     return {"type": "function", "function": function}
 
 
-class _Choice(NamedTuple):
-    params: JSON
-    allowed: list[str] | None = None  # the only functions that may be called
-
-
-def _choice(value: object) -> _Choice:
-    """Return tool_choice, and the rest of toolConfig under Google's name."""
+def _choice(value: object) -> tuple[JSON, list[str] | None]:
+    """Return tool_choice, with the rest of toolConfig under Google's name; and the only functions
+    that may be called, or None.
+    """
     config = dict(camel(require({} if value is None else value, "toolConfig", dict)))
     calling = config.pop("functionCallingConfig", None)
     rest = {"toolConfig": given(config)} if given(config) else {}
@@ -201,17 +197,17 @@ def _choice(value: object) -> _Choice:
         mode = _MODE_NUMBERS[mode]
     mode = "" if mode is None else require(mode, f"{place}.mode", str).upper()
     if mode in ("", "MODE_UNSPECIFIED"):
-        return _Choice(rest)
+        return rest, None
     if mode not in _MODES:
         raise must_be(f"{place}.mode", "AUTO, ANY, NONE or VALIDATED")
     if not names:
-        return _Choice({"tool_choice": _MODES[mode]} | rest)
+        return {"tool_choice": _MODES[mode]} | rest, None
     where = f"{place}.allowedFunctionNames"
     allowed = [require(name, where, str) for name in require(names, where, list)]
     if mode == "ANY" and len(allowed) == 1:
         function = {"type": "function", "function": {"name": allowed[0]}}
-        return _Choice({"tool_choice": function} | rest)
-    return _Choice({"tool_choice": _MODES[mode]} | rest, allowed)
+        return {"tool_choice": function} | rest, None
+    return {"tool_choice": _MODES[mode]} | rest, allowed
 
 
 # -- embeddings --
@@ -374,7 +370,6 @@ def encode_embeddings(response: InferResponse, *, batch: bool) -> JSON:
 # -- errors --
 
 _STATUS = {
-    400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
     402: "RESOURCE_EXHAUSTED",
     403: "PERMISSION_DENIED",

@@ -136,7 +136,8 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         request = fitting.instructed(request, drop, lambda schema: False)
     search = moved(request, lambda found: of_google(found, drop))
     request = with_functions(search.request, NAME, drop)
-    talk = _Conversation(drop, key, signs=(signs := wants_signatures(model_of(request))))
+    signs = wants_signatures(model_of(request))
+    talk = _Conversation(drop, key, signs=signs)
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
     talk.contents = talk.contents or [{"role": "user", "parts": [{"text": BEGIN}]}]
@@ -160,11 +161,9 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:
-        thinking = require(
-            config.get("thinkingConfig", {}), "generationConfig.thinkingConfig", dict
-        )
+        place, known = "generationConfig.thinkingConfig", config.get("thinkingConfig", {})
         own = require(params["thinkingConfig"], "thinkingConfig", dict)
-        config["thinkingConfig"] = thinking | own
+        config["thinkingConfig"] = require(known, place, dict) | own
     if config.get("candidateCount", 1) != 1:
         del config["candidateCount"]
         unsupported("candidateCount", NAME, drop)
@@ -264,7 +263,7 @@ def _choice(value: object) -> JSON:
 class _Conversation:
     """Translates messages to contents; a tool result needs the name of the called function."""
 
-    def __init__(self, drop: Drop, key: bytes | None = None, *, signs: bool = False) -> None:
+    def __init__(self, drop: Drop, key: bytes | None, *, signs: bool) -> None:
         self.system: list[JSON] = []
         self.contents: list[JSON] = []
         self._names: dict[str, str] = {}  # of functions, by call id

@@ -11,8 +11,7 @@ from typing import Any
 from ...protocol import strict_json
 from ...types import JSON
 from .. import listed, members, without
-from .requests import FORMAT
-from .requests import SKIP as SKIP
+from .requests import FORMAT, SKIP
 
 _MARK = b"infermux:"  # 9 bytes: their base64 is the same before any other bytes
 PACKED = b64encode(_MARK).decode()  # how a signature of ours begins

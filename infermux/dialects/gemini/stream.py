@@ -27,10 +27,10 @@ class Encoder:
 
     def encode(self, chunk: Chunk) -> bytes:
         if chunk.native is not None and chunk.dialect == NAME:
-            ready, self._held = self._held, chunk.native
+            ready = chunk.native
             self._ended |= bool(chunk.finish_reason)
-            if not self._ended:
-                ready, self._held = self._held, b""
+            if self._ended:
+                ready, self._held = self._held, ready
             return self._framed(ready) if ready else b""
         self._whole.add(chunk)
         parts = [{"text": chunk.reasoning, "thought": True}] if chunk.reasoning else []

@@ -80,8 +80,8 @@ _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s", re.ASCII)
 
 def path(request: InferRequest, *, stream: bool) -> str:
     """Return the operation's path and query; the model, quoted, is one segment of the path."""
-    verb, own = path_of(VERBS, request, NAME), request.body_in(NAME)
-    query = request.native.query if own is not None and request.native is not None else None
+    verb, native = path_of(VERBS, request, NAME), request.native
+    query = native.query if native is not None and native.dialect == NAME else None
     if request.op == CHAT and stream:
         verb, query = "streamGenerateContent", "alt=sse" if query is None else query
     elif request.op == EMBEDDINGS and _is_batch(request):
@@ -112,7 +112,7 @@ def encode_request(request: InferRequest, *, stream: bool, key: bytes | None = N
     """
     own = request.body_in(NAME)
     if own is not None:
-        return _adapted(own, f"models/{model_of(request)}")
+        return _adapted(own, model_of(request))
     drop, embeds = Drop.of(request), request.op == EMBEDDINGS
     body = embedding(request, drop) if embeds else translated(request, drop, key)
     if request.op == COUNT_TOKENS and body.keys() != {"contents"}:
@@ -125,8 +125,7 @@ def encode_request(request: InferRequest, *, stream: bool, key: bytes | None = N
 
 def _adapted(body: Document, model: str) -> bytes:
     """Return a body of this dialect with our *model* where it names one."""
-    new, text = _renamed(body.value, model), body.text
-    signs = wants_signatures(model.removeprefix("models/"))
+    new, text, signs = _renamed(body.value, model), body.text, wants_signatures(model)
     foreign = PACKED in text or (signs and ("functionCall" in text or "function_call" in text))
     if foreign:
         new |= _without_foreign(body.value, signs)
@@ -142,8 +141,8 @@ def _adapted(body: Document, model: str) -> bytes:
 
 
 def _renamed(members: JSON, model: str) -> JSON:
-    own = members.get("model")
-    return {} if own in (None, model, model.removeprefix("models/")) else {"model": model}
+    own, whole = members.get("model"), f"models/{model}"
+    return {} if own in (None, model, whole) else {"model": whole}
 
 
 def _without_foreign(members: JSON, signs: bool) -> JSON:
@@ -209,7 +208,8 @@ class _Reader:
         """Return the chunk of a GenerateContentResponse: the first candidate's text and calls."""
         candidates = [one for one in items(body.get("candidates")) if not count(one.get("index"))]
         parts = items(obj(candidates[0].get("content")).get("parts")) if candidates else []
-        self._id = text(body.get("responseId")) or self._id
+        ident = text(body.get("responseId"))
+        self._id = ident or self._id
         words, thoughts = "", ""
         calls, details = [], []
         for part in parts:
@@ -240,7 +240,7 @@ class _Reader:
             native,
             details,
             text(body.get("modelVersion")) or None,
-            text(body.get("responseId")) or None,
+            ident or None,
             dialect=NAME,
             annotations=self._citations(candidates),
             images=[image for part in parts for image in _drawn(part)],
@@ -263,7 +263,7 @@ class _Reader:
         elif obj(body.get("promptFeedback")).get("blockReason"):
             reason = "content_filter"
         reason = "tool_calls" if reason == "stop" and self._calls else reason
-        self.finished = self.finished or bool(reason)
+        self.finished |= bool(reason)
         return reason
 
     def _detail(self, part: JSON, said: str) -> JSON:

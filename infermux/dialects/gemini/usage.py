@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import TypeVar
 
 from ...protocol import InferResponse
@@ -64,8 +65,7 @@ def usage_of(
     if prompt is not None and total is not None:
         rest = total - prompt - (tools or 0)
         output = rest if rest > (output or 0) else output
-    of_input = _by_modality(data, "promptTokensDetails")
-    of_tools = _by_modality(data, "toolUsePromptTokensDetails")
+    of_input = _by_modality(data, "promptTokensDetails", "toolUsePromptTokensDetails")
     of_output = _by_modality(data, "candidatesTokensDetails")
     return Usage(
         prompt,
@@ -74,9 +74,9 @@ def usage_of(
         reasoning_tokens=thoughts,
         tool_use_tokens=tools,
         service_tier=_tier(data, tier),
-        input_audio_tokens=_sum(of_input, of_tools, "AUDIO"),
-        input_image_tokens=_sum(of_input, of_tools, "IMAGE"),
-        input_video_tokens=_sum(of_input, of_tools, "VIDEO"),
+        input_audio_tokens=of_input.get("AUDIO"),
+        input_image_tokens=of_input.get("IMAGE"),
+        input_video_tokens=of_input.get("VIDEO"),
         cached_audio_tokens=_by_modality(data, "cacheTokensDetails").get("AUDIO"),
         output_audio_tokens=of_output.get("AUDIO"),
         output_image_tokens=of_output.get("IMAGE"),
@@ -94,21 +94,17 @@ def _tier(data: JSON, beside: object) -> str | None:
     return _TRAFFIC.get(traffic, traffic.lower()) or None
 
 
-def _by_modality(data: JSON, name: str) -> dict[str, int]:
+def _by_modality(data: JSON, *names: str) -> dict[str, int]:
+    """Return the tokens of each medium in these members together."""
     found: dict[str, int] = {}
-    if not isinstance(data.get(name), list):
-        return found
-    for detail in items(data[name]):
+    lists = [data[name] for name in names if isinstance(data.get(name), list)]
+    for detail in chain(*map(items, lists)):
         kind, tokens = detail.get("modality"), count(detail.get("tokenCount"))
         if isinstance(kind, int) and 0 <= kind < len(_MODALITIES):
             kind = _MODALITIES[kind]
         if tokens and isinstance(kind, str):
             found[kind] = found.get(kind, 0) + tokens
     return found
-
-
-def _sum(first: dict[str, int], second: dict[str, int], name: str) -> int | None:
-    return first.get(name, 0) + second.get(name, 0) or None
 
 
 Billed = TypeVar("Billed", InferResponse, Chunk)
