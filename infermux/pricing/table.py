@@ -326,6 +326,8 @@ def _check_entries(listed: object, place: str) -> None:
         aliases = entry.get("aliases", [])
         if not isinstance(aliases, list) or not all(isinstance(name, str) for name in aliases):
             raise ConfigError(f"{at}.aliases must be a list of names")
+        if not isinstance(entry.get("src", ""), str):
+            raise ConfigError(f"{at}.src must be the letters of sources")
         _day(entry.get("as_of"), f"{at}.as_of")
 
 

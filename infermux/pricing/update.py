@@ -140,6 +140,10 @@ class _Work:
         for changed, key, value in self._changes(ours, theirs, listed.entry):
             self.changed.append(changed)
             terms[key] = {**terms[key], **value} if isinstance(terms.get(key), dict) else value
+        begun = [each.rates for each in ours.next if each.start <= self.day]
+        if begun and not terms.keys().isdisjoint(Tariff._fields):  # it would still hold
+            later = [{"from": f"{each.start}"} | figures(each.rates) for each in ours.next]
+            terms = figures(begun[-1]) | {"next": later[len(begun) :]} | terms
         # what only its name says to be free has no entry to add to
         return {"input": "0", "output": "0"} | terms if terms and ours.rates is FREE else terms
 

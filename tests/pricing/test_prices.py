@@ -186,6 +186,35 @@ def test_each_part_has_its_own_price() -> None:
     assert dollars(price, **usage) == "19.5"  # 2·1 + 5·0.1 + 2·2 + 1·3 + 1·10
 
 
+@pytest.mark.parametrize(
+    ("terms", "total"),
+    [
+        ({"input_audio": "4", "cached_input_audio": "2"}, "14.3"),  # 4·1 + 3·0.1 + 2·4 + 1·2
+        ({"input_audio": "4"}, "16.3"),
+        ({"as_text": ["audio"]}, "6.4"),
+    ],
+)
+def test_cached_audio_has_a_price_of_its_own(terms: Any, total: str) -> None:
+    price = plain(cached_input="0.1", **terms)
+    usage = {"input_audio_tokens": 3 * MILLION, "cached_audio_tokens": MILLION}
+    known: Any = {"input_tokens": 10 * MILLION, "cached_input_tokens": 4 * MILLION}
+    assert dollars(price, **usage, **known) == total
+
+
+def test_an_answer_that_searched_is_billed_once_where_its_price_is_of_answers() -> None:
+    price = plain(fees={"grounded": "35"})
+    assert dollars(price, input_tokens=0, fees=(("web_search", 3),)) == "0.035"
+
+
+def test_a_second_model_of_a_call_has_its_own_price() -> None:
+    def both(name: str) -> int | None:
+        return charged(Usage(MILLION, 0, others=((name, Usage(MILLION, 0)),))).pico
+
+    one, other = (cost(Usage(MILLION, 0), price_of("openai", x)) for x in ("gpt-4o", "gpt-5.4"))
+    assert one is not None and other is not None
+    assert (both("gpt-5.4"), both("no-such-model")) == (one + other, None)
+
+
 def test_a_missing_figure_falls_back_to_the_next_wider_one() -> None:
     assert (
         dollars(
@@ -416,6 +445,11 @@ def test_without_a_moment_it_is_now() -> None:
 )
 def test_a_service_tier_scales_only_if_it_is_listed(tier: str | None, expected: str) -> None:
     assert dollars(price_of("openai", "gpt-5.2"), tier=tier, input_tokens=MILLION) == expected
+
+
+def test_a_fast_call_costs_what_a_priority_one_does() -> None:
+    price = plain(service={"priority": "2"})
+    assert dollars(price, tier="fast", input_tokens=MILLION) == "2"
 
 
 def test_a_service_tier_may_have_its_own_figures() -> None:

@@ -339,6 +339,41 @@ def test_a_second_update_changes_nothing_and_another_table_adds(home: Path) -> N
     assert shown("moonshot/kimi-k3")["input"] == "4"  # the last one holds
 
 
+def test_a_newer_figure_holds_although_a_scheduled_price_has_begun(home: Path) -> None:
+    later = {"from": "2999-01-01", "input": "9"}
+    began = {"from": "2026-01-01", "input": "2", "output": "10"}
+    listed = {"openai": [{"id": "gpt-5.4", "next": [began, later]}]}
+    home.mkdir(parents=True)
+    (home / "prices.json").write_text(json.dumps({"models": listed}))
+    table = {"gpt-5.4": LITELLM["gpt-5.4"] | {"input_cost_per_token": 3e-06}}
+    assert "1 changed" in update(table).stdout
+    assert "0 changed" in update(table).stdout
+    (entry,) = json.loads((home / "prices.json").read_text())["models"]["openai"]
+    assert (entry["input"], entry["output"], entry["next"]) == ("3", "15", [later])
+
+
+def test_the_tiers_and_parts_of_a_price_are_updated_each_on_its_own(home: Path) -> None:
+    listed = LITELLM["gpt-5.4"] | {
+        f"{name}_{tier}": cost
+        for tier, costs in {"flex": (1e-06, 7e-06), "priority": (9e-06, 3e-05)}.items()
+        for name, cost in zip(("input_cost_per_token", "output_cost_per_token"), costs, strict=True)
+    }
+    listed |= {"output_cost_per_reasoning_token": 2e-05}
+    told = update({"gpt-5.4": listed, "openai/gpt-5.4": listed}).stdout
+    for words in ("flex", "times 2", "input 9 output 30", "reasoning", "named twice"):
+        assert words in told
+    update({"gpt-5.4": listed | {"input_cost_per_token_flex": 2e-06}})
+    entries = json.loads((home / "prices.json").read_text())["models"]["openai"]
+    service = {name: each for entry in entries for name, each in entry.get("service", {}).items()}
+    assert service["flex"] == {"input": "2", "output": "7"}
+    assert service["priority"] == {"input": "9", "output": "30"}
+    assert [entry["reasoning"] for entry in entries if "reasoning" in entry] == ["20"]
+    scheduled = {"constraint": {"start_date": "2999-01-01"}, "prices": {"input_mtok": 4}}
+    prices = [{"prices": {"input_mtok": 2.6, "output_mtok": 15}}, scheduled]
+    told = update([{"id": "openai", "models": [{"id": "gpt-5.4", "prices": prices}]}]).stdout
+    assert "from 2999-01-01" in told
+
+
 def test_a_dry_run_writes_nothing_and_json_names_everything(home: Path) -> None:
     result = update(LITELLM, "--dry-run")
     assert result.exit_code == 0 and "nothing was written" in result.stdout and not home.exists()
@@ -591,6 +626,7 @@ def test_an_alias_gets_its_own_price_and_leaves_the_others() -> None:
         ('{"models": {"openai": [{"id": "gpt-4o", "output": "free"}]}}', "openai/gpt-4o.output must be a decimal"),
         ('{"models": {"openai": [{"id": "gpt-4o", "tiers": 5}]}}', "openai/gpt-4o.tiers must be a list"),
         ('{"models": {"openai": [{"id": "gpt-4o", "aliases": [5]}]}}', "aliases must be a list of names"),
+        ('{"models": {"openai": [{"id": "gpt-4o", "src": 5}]}}', "src must be the letters of sources"),
         ('{"as_of": "soon", "models": {}}', "as_of must be a date"),
         ('{"sources": 5, "models": {}}', "sources must be"),
     ],
