@@ -19,6 +19,7 @@ from ..dialects.openai.downstream import decode_request, encode_answer
 from ..dialects.openai.upstream import PATHS
 from ..dialects.responses import NAME as RESPONSES
 from ..dialects.responses import downstream as responses
+from ..dialects.responses.stream import encode_answer as encode_response_object
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
 from ..protocol import CHAT, InferRequest, InferResponse, request_message, strict_json
@@ -252,7 +253,7 @@ def _openai_answer(call: Call, response: InferResponse) -> bytes:
 def _responses_answer(call: Call, response: InferResponse) -> bytes:
     ident, now = f"resp_{call.id}", int(time.time())
     answer = responses.Answer(call.request, ident=ident, created=now, model=call.model)
-    return responses.encode_answer(response, answer)
+    return encode_response_object(response, answer)
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:

@@ -17,7 +17,7 @@ from ..errors import ProviderError
 from ..pricing import find
 from ..protocol import InferRequest, InferResponse
 from ..types import JSON, NOTHING, Chunk, Usage
-from . import Dialect, members, require
+from . import Dialect, given, members, require
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -162,7 +162,7 @@ def _fitted(name: str) -> str:
 def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
     """Return messages in which each call has an id of its own, and its result has that."""
     place = "messages[].tool_calls[].id"
-    idents = [require(call.get("id") or "", place, str) for call in _calls(messages)]
+    idents = [require(given(call).get("id", ""), place, str) for call in _calls(messages)]
     if len(set(idents)) == len(idents) and all(idents):
         return messages
     known: set[Any] = {None, ""}

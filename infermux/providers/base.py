@@ -122,21 +122,19 @@ def load_dialect(
 
     These two may have Responses, too: *api* says when it is used. *key* seals ids of tool calls.
     """
-    if (bound := getattr(name, "bound", None)) is not None:
-        return cast(Dialect, bound(key))
-    if not isinstance(name, str):
-        return name
-    package = "openai" if name == "azure" else name
-    module = importlib.import_module(f"infermux.dialects.{package}.upstream")
+    package, found = "openai" if name == "azure" else name, cast(Any, name)
+    if isinstance(name, str):
+        found = importlib.import_module(f"infermux.dialects.{package}.upstream")
+    if (bound := getattr(found, "bound", None)) is not None:
+        found = bound(key)
     if name == "responses":
-        return cast(Dialect, module.Responses())
-    if name == "gemini":
-        return cast(Dialect, module.bound(key))
-    chat = cast(Dialect, module.AZURE if name == "azure" else module)
-    if api == "chat" or responses is None or package != "openai":
-        return chat
-    choice = importlib.import_module("infermux.dialects.responses.choice")
-    return cast(Dialect, choice.Choice(chat, responses, always=api == "responses"))
+        found = found.Responses()
+    if name == "azure":
+        found = found.AZURE
+    if package == "openai" and responses is not None and api != "chat":
+        choice = importlib.import_module("infermux.dialects.responses.choice")
+        found = choice.Choice(found, responses, always=api == "responses")
+    return cast(Dialect, found)
 
 
 # -- the guard around a provider's code --

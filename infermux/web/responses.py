@@ -9,7 +9,7 @@ from flask import Response, request
 
 from ..dialects.responses import NAME, RESOURCE
 from ..dialects.responses import downstream as wire
-from ..dialects.responses.stream import Encoder
+from ..dialects.responses.stream import Encoder, encode_response
 from ..errors import NotFound, ProviderContextTooLong, ProviderError, shown
 from ..planning import Snapshot, plan
 from ..planning.call import Call
@@ -48,7 +48,7 @@ def respond(api: Api) -> Response:
             return failed_response(error, Encoder(_answer(call)), HEADERS | call_headers(call))
     response = api.router.answer(call)
     own = native_body(response, NAME)
-    return call_response(call, own or wire.encode_response(response, _answer(call)))
+    return call_response(call, own or encode_response(response, _answer(call)))
 
 
 # -- what vendors store: each call goes to the provider of its id --

@@ -22,7 +22,7 @@ from infermux.dialects.openai import downstream as openai
 from infermux.dialects.parameters import Drop
 from infermux.dialects.responses import Support, downstream
 from infermux.dialects.responses.requests import translated
-from infermux.dialects.responses.stream import Encoder
+from infermux.dialects.responses.stream import Encoder, encode_answer
 from infermux.dialects.responses.upstream import Responses
 from infermux.dialects.stops import stopped, stopped_stream
 from infermux.errors import ProviderError, StreamIncomplete, UnsupportedParameter
@@ -663,7 +663,7 @@ def test_an_answer_that_is_written_and_read_is_the_same(output: list[dict[str, A
     asked = native(json.dumps({"model": "x", "tools": [{"type": "custom", "name": "patch"}]}))
     given = VENDOR.decode_response(json.dumps(ANSWER | {"output": output}).encode(), ASKED)
     answer = downstream.Answer(asked, ident="resp_x", created=1, model="m")
-    written = downstream.encode_answer(replace(given, native=None), answer)
+    written = encode_answer(replace(given, native=None), answer)
     assert contents(VENDOR.decode_response(written, ASKED)) == contents(given)
 
 
@@ -679,6 +679,16 @@ def test_a_stream_that_is_written_and_read_is_the_same(output: list[dict[str, An
         written += encoder.encode(chunk._replace(native=None))
     written += encoder.end({}, fold.usage)
     assert contents(folded(parsed([written]))) == contents(fold.response("vendor", "asked"))
+
+
+def test_a_citation_beyond_the_text_is_told_in_the_end() -> None:
+    cited = {"url": "https://x.test", "title": "x", "start_index": 1, "end_index": 9}
+    annotations = [{"type": "url_citation", "url_citation": cited}]
+    encoder = Encoder(downstream.Answer(ASKED, ident="resp_x", created=1, model="m"))
+    for chunk in (Chunk("Hi", annotations=annotations), Chunk(finish_reason="stop")):
+        encoder.encode(chunk)
+    body = json.loads(parsed([encoder.end({}, None)])[-1].data)["response"]
+    assert body["output"][0]["content"][0]["annotations"] == [{"type": "url_citation"} | cited]
 
 
 @pytest.mark.parametrize("stop", [3, [1], {"a": 1}])

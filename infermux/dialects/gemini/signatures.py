@@ -78,5 +78,5 @@ def _own_part(part: JSON) -> JSON | None:
         if isinstance(part.get(name), str) and part[name].startswith(PACKED):
             if part.get("thought"):
                 return None
-            part = without(part, name) | ({name: SKIP} if "functionCall" in part else {})
+            part = without(part, name)
     return part

@@ -9,14 +9,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import InferMuxError, UnsupportedParameter
-from ...protocol import InferRequest, InferResponse, Native, must_be, strict_json
+from ...protocol import InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Chunk, Usage
-from .. import fitting, given, obj, objects, require, tier_of, used, without
-from ..citations import URL, inline
+from .. import fitting, given, obj, objects, require, tier_of, without
+from ..citations import URL
 from ..gemini.requests import FORMAT as GOOGLES
 from ..openai import downstream as openai
-from ..tools import custom_input
 from . import DRAWN, NAME
 from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
@@ -309,20 +308,11 @@ def called(call: JSON) -> JSON:
     return obj(call.get("function") or call.get("custom"))
 
 
-def text_part(words: str, annotations: Iterable[JSON] = ()) -> JSON:
-    cited = [annotation_of(each) for each in annotations]
-    return {"type": "output_text", "annotations": cited, "logprobs": [], "text": words}
-
-
 def annotation_of(annotation: JSON, shift: int = 0) -> JSON:
     """Return a citation in this format, of a text before which *shift* characters were said."""
     said = without(annotation[URL], "content")
     places = {name: said[name] - shift for name in ("start_index", "end_index")}
     return {"type": URL, **said, **places}
-
-
-def refusal_part(words: str) -> JSON:
-    return {"type": "refusal", "refusal": words}
 
 
 def is_late(detail: JSON) -> bool:
@@ -337,56 +327,6 @@ def sealed(details: Sequence[JSON], words: str) -> str:
     if len(own) == len(details) and len(data) == 1 and isinstance(data[0], str):
         return data[0]
     return pack(details, words)
-
-
-def encode_answer(response: InferResponse, answer: Answer) -> bytes:
-    """Return the body: the vendor's own if it is in this dialect."""
-    if response.native is not None and response.native[0] == NAME:
-        return response.native[1]
-    return strict_json.encode(encode_response(response, answer))
-
-
-def encode_response(response: InferResponse, answer: Answer) -> JSON:
-    """Return the response object with its items in order."""
-    answer.model = response.model
-    status, reason = ending(response.finish_reason)
-    items: list[JSON] = []
-    early, late, found = answer.divided(response)
-    if response.reasoning or early:
-        thoughts = summaries(response.reasoning, early)
-        items.append(answer.reasoning(0, thoughts, sealed(early, response.reasoning)))
-    parts = [text_part(response.content, response.annotations)] if response.content else []
-    parts += [refusal_part(response.refusal)] if response.refusal else []
-    images = inline(response.images)
-    if not (parts or items or late or found or images):
-        parts = [text_part("")]
-    if parts:
-        items.append(answer.message(len(items), parts))
-    items += [answer.image(number, *each) for number, each in enumerate(images, len(items))]
-    if late:
-        items.append(answer.reasoning(len(items), (), sealed(late, "")))
-    for call in found:
-        items.append(answer.call(len(items), call, words_of(call, custom=answer.is_custom(call))))
-    if reason and "status" in items[-1]:
-        items[-1]["status"] = "incomplete"
-    usage = used(response)
-    return answer.envelope(status, items, usage, reason=reason)
-
-
-def summaries(reasoning: str, details: Sequence[JSON]) -> list[str]:
-    """Return the parts of the summary: one for each thought, if the details have them all."""
-    parts = [one.get("text") or one.get("summary") or "" for one in details]
-    parts = [part for part in parts if part]
-    return parts if "".join(parts) == reasoning else [reasoning]
-
-
-def words_of(call: JSON, *, custom: bool) -> str:
-    """Return the arguments of a function call, or the input of a custom tool's call."""
-    tool = called(call)
-    if "input" in tool:
-        return str(tool["input"])
-    words = tool.get("arguments") or ""
-    return custom_input(words) if custom else words or NO_ARGUMENTS
 
 
 def ending(finish_reason: str | None) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Writes event streams to clients: passes a vendor's events on, or makes them from chunks.
+"""Writes answers to clients: passes a vendor's on, or makes its events, or the whole, from chunks.
 
 An item is added, filled and done before the next one; the last event has the whole response.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import InferMuxError
-from ...protocol import strict_json
+from ...protocol import InferResponse, strict_json
 from ...protocol.sse import comment
 from ...types import JSON, Chunk, Usage
-from .. import without
-from ..blocks import CITED, TOOL, BlockWriter, Key, add_detail
+from .. import used, without
+from ..blocks import CITED, TOOL, BlockWriter, Key, add_detail, whole
 from ..citations import URL, inline
 from ..tools import custom_input
 from . import DRAWN, NAME
@@ -23,9 +23,7 @@ from .downstream import (
     annotation_of,
     encode_error,
     ending,
-    refusal_part,
     sealed,
-    text_part,
 )
 
 _MESSAGE: Key = ("message", None)
@@ -75,7 +73,7 @@ class Encoder(BlockWriter):
         """Return the last events: the vendor's own came already, ours has *summary*."""
         if self._passed:
             return b""
-        head = self._start() + self.drain([], last=True) + self.cite([])
+        head = self._start() + self.drain([], last=True) + self.cite([], last=True)
         if self.opened is None and not self._items:
             head += self.drain([(_MESSAGE, {"output_text": ""})], last=True)
         head += self.close()
@@ -151,12 +149,14 @@ class Encoder(BlockWriter):
             spoken = [(part, {**SUMMARY}, words) for part, words in piece["words"] if words]
             return b"".join(self._more_words(*each) for each in spoken)
         ((kind, words),) = piece.items()
-        part = text_part("") if kind == "output_text" else refusal_part("")
+        part: JSON = {"type": kind, "refusal": ""}
+        if kind == "output_text":
+            part = {"type": kind, "annotations": [], "logprobs": [], "text": ""}
         return self._more_words(kind, part, words)
 
     def finish(self, key: Key) -> bytes:
-        """Return the events that end the open item; what is open at a cut is incomplete."""
-        number, cut = len(self._items), ending(self._reason)[1]
+        """Return the events that end the open item; the last one of a cut answer is incomplete."""
+        number, cut = len(self._items), ending(self._reason)[1] and not self._waiting
         status = "incomplete" if cut else "completed"
         head = self._end_part()
         if key[0] == TOOL:
@@ -204,13 +204,13 @@ class Encoder(BlockWriter):
         self._length += len(words) * (mark == "output_text")
         return head + self._part_event(2, "delta", delta=words)
 
-    def cite(self, annotations: list[JSON]) -> bytes:
+    def cite(self, annotations: list[JSON], *, last: bool = False) -> bytes:
         """Return the events of citations whose text has come; the last event has all of them."""
         written, waiting = [], []
         for each in self._uncited + annotations:
             start, end = each[URL]["start_index"], each[URL]["end_index"]
             found = [one for one in self._texts if one[0] <= start]
-            if not found or end > self._length:
+            if not found or (end > self._length and not last):
                 waiting.append(each)
                 continue
             before, part = found[-1]
@@ -240,6 +240,33 @@ class Encoder(BlockWriter):
         return self._event(
             f"response.{names[which]}.{step}", **{names[1]: index}, **self._place, **more
         )
+
+
+class _Whole(Encoder):
+    """Writes no event, but keeps the response of the last one."""
+
+    response: JSON
+
+    def _event(self, name: str, **members: Any) -> bytes:
+        self.response = members.get("response", {})
+        return b""
+
+
+def encode_answer(response: InferResponse, answer: Answer) -> bytes:
+    """Return the body: the vendor's own if it is in this dialect."""
+    if response.native is not None and response.native[0] == NAME:
+        return response.native[1]
+    return strict_json.encode(encode_response(response, answer))
+
+
+def encode_response(response: InferResponse, answer: Answer) -> JSON:
+    """Return the response object, as the last event of a stream has it."""
+    encoder, answer.model = _Whole(answer), response.model
+    (chunk,) = whole(response)
+    encoder.encode(chunk._replace(finish_reason=None))
+    encoder.encode(Chunk(finish_reason=chunk.finish_reason))
+    encoder.end({}, used(response))
+    return encoder.response
 
 
 _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
