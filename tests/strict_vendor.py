@@ -1751,6 +1751,10 @@ def _check_contents(contents: list[JSON], model: str) -> None:
                 "Please ensure that the number of function response parts is equal to the number of function call parts of the function call turn."
             )
         calls = [part for part in parts if "functionCall" in part]
+        if calls and not number:
+            raise Refused(
+                "Please ensure that function call turn comes immediately after a user turn or after a function response turn."
+            )
         _check_calls(calls, parts, place, model)
         waiting = len(calls)
     if waiting:

@@ -130,7 +130,7 @@ def cost(
     *at* defaults to now; a naive time is UTC. The service tier that the vendor reports overrides
     *service_tier*, the requested one. A call that the vendor bills by something whose price is not
     listed has no known cost: a tier, a region, a medium, a fee. If only one count is unknown, it
-    costs nothing. Of several *requests*, the mean size counts.
+    costs nothing. Of several *requests*, each has its fee, and the mean size counts.
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
@@ -153,7 +153,7 @@ def cost(
     if price.since is not None and moment.date() < price.since:
         return None
     rates = price.rates_for(sum(counts[:4]) // requests, at=moment, service=service)
-    fees, factor, total = _fees(usage, price), _geo(usage, price), Decimal(0)
+    fees, factor, total = _fees(usage, price, requests), _geo(usage, price), Decimal(0)
     if fees is None or factor is None:
         return None
     for tokens, rate in _classes(usage, counts, rates, price.as_text):
@@ -230,10 +230,10 @@ def _classes(
     return [*found, (output, rates.output)]
 
 
-def _fees(usage: Usage, price: Price) -> Decimal | None:
+def _fees(usage: Usage, price: Price, requests: int) -> Decimal | None:
     """Return what is billed by number, in millionths of a dollar; None if a fee is not listed."""
     listed = dict(price.fees)
-    total = listed.get("request", Decimal(0))
+    total = EXACT.multiply(listed.get("request", Decimal(0)), requests)
     for name, number in usage.fees:
         if name == "web_search" and name not in listed and "grounded" in listed:
             name, number = "grounded", min(number, 1)

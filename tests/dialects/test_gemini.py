@@ -1134,7 +1134,19 @@ def test_odd_urls_and_empty_contents_are_no_crash():
             {"role": "tool", "tool_call_id": "c1", "content": "x"},
         ]
     )
-    assert [one["role"] for one in found["contents"]] == ["model", "user"]
+    assert [one["role"] for one in found["contents"]] == ["user", "model", "user"]
+
+
+def test_a_call_comes_after_a_turn_of_the_user():
+    """Google refuses one that begins the conversation, or that follows another of the model's."""
+    two = CALLED | {"tool_calls": [CALLED["tool_calls"][0] | {"id": "c2"}]}
+    turns = [{"role": "assistant", "content": "Let me look."}, CALLED, two]
+    turns += [{"role": "tool", "tool_call_id": name, "content": name} for name in ("c2", "c1")]
+    begun, said, answered = sent(turns)["contents"]
+    assert begun == {"role": "user", "parts": [{"text": "Begin."}]}
+    assert said["role"] == "model" and said["parts"][0] == {"text": "Let me look."}
+    assert [part["functionCall"]["id"] for part in said["parts"][1:]] == ["c1", "c2"]
+    assert [part["functionResponse"]["id"] for part in answered["parts"]] == ["c1", "c2"]
 
 
 RICH = {

@@ -206,6 +206,10 @@ def test_an_answer_that_searched_is_billed_once_where_its_price_is_of_answers() 
     assert dollars(price, input_tokens=0, fees=(("web_search", 3),)) == "0.035"
 
 
+def test_each_of_several_requests_has_its_fee() -> None:
+    assert usd(cost(ONE, plain(fees={"request": "5"}), at=NOON, requests=3)) == "0.015001"
+
+
 def test_a_second_model_of_a_call_has_its_own_price() -> None:
     def both(name: str) -> int | None:
         return charged(Usage(MILLION, 0, others=((name, Usage(MILLION, 0)),))).pico

@@ -140,7 +140,8 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     talk = _Conversation(drop, key, signs=signs)
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
-    talk.contents = talk.contents or [{"role": "user", "parts": [{"text": BEGIN}]}]
+    if not talk.contents or talk.contents[0]["role"] == "model":
+        talk.contents.insert(0, {"role": "user", "parts": [{"text": BEGIN}]})
     system = {"systemInstruction": {"parts": talk.system}} if talk.system else {}
     body: JSON = {"contents": talk.contents} | system
     config: JSON = {}
@@ -287,8 +288,11 @@ class _Conversation:
             if parts := self._parts(content, place):
                 self.contents.append({"role": "user", "parts": parts})
         elif role == "assistant":
-            self._turn, self._results = [], []
+            follows = self.contents and self.contents[-1]["role"] == "model"
+            if not follows:  # Google takes no call after another turn of the model
+                self._turn, self._results = [], []
             if parts := [*self._words(message, place), *self._calls(message, place)]:
+                parts = self.contents.pop()["parts"] + parts if follows else parts
                 self.contents.append({"role": "model", "parts": parts})
         elif role == "tool":
             self._result(message, place)
