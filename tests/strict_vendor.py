@@ -1683,6 +1683,9 @@ def gemini(body: JSON, model: str) -> Asked:
         raise Refused(
             "Function calling with a response mime type: 'application/json' is unsupported"
         )
+    chosen = "functionCallingConfig" in (body.get("toolConfig") or {})
+    if chosen and not any("functionDeclarations" in tool for tool in body.get("tools") or ()):
+        raise Refused("Function calling config is set without function_declarations.")
     return _seen_in_gemini(body, _gemini_tools(body), schema, model)
 
 

@@ -990,14 +990,14 @@ def test_the_vendors_own_words_pass():
         cachedContent="cachedContents/1",
         toolConfig={"retrievalConfig": {"languageCode": "de"}},
         tool_choice="auto",
-        tools=[{"googleSearch": {}}],
+        tools=[{"googleSearch": {}}, {"type": "function", "function": {"name": "f"}}],
     )
     assert found["safetySettings"] == safety and found["cachedContent"] == "cachedContents/1"
     assert found["toolConfig"] == {
         "retrievalConfig": {"languageCode": "de"},
         "functionCallingConfig": {"mode": "AUTO"},
     }
-    assert found["tools"] == [{"googleSearch": {}}]
+    assert found["tools"] == [{"functionDeclarations": [{"name": "f"}]}, {"googleSearch": {}}]
 
 
 def test_tools():
@@ -1034,7 +1034,16 @@ def test_tools():
     ],
 )
 def test_tool_choice(choice, want):
-    assert sent(tool_choice=choice)["toolConfig"] == {"functionCallingConfig": want}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    found = sent(tool_choice=choice, tools=tools)["toolConfig"]
+    assert found == {"functionCallingConfig": want}
+
+
+@pytest.mark.parametrize("tools", [[], [{"googleSearch": {}}]])
+def test_google_gets_no_choice_without_functions(tools):
+    dropped = []
+    found = sent(tool_choice="auto", tools=tools, drop=dropped)
+    assert "toolConfig" not in found and dropped == ["tool_choice"]
 
 
 UNSUPPORTED = [

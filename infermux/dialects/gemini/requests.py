@@ -148,11 +148,11 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     params = given(request.params)
     for name in sorted(params, reverse=True):  # so that max_completion_tokens wins over max_tokens
         _parameter(name, params[name], body, config, drop)
-    choice = params.get("tool_choice")
-    kept = body.get("tools", ())  # Google's own have no name
-    declared = (listed(tool.get("functionDeclarations")) or [{}] for tool in kept)
-    names = [one.get("name") for each in declared for one in each]
-    if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
+    choice, tools = params.get("tool_choice"), body.get("tools", ())
+    declared = [one for tool in tools for one in listed(tool.get("functionDeclarations"))]
+    names = [one.get("name") for one in declared]
+    needless = params.get("tools") or choice in ("auto", "none")  # Google wants functions beside it
+    if choice is not None and needless and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
     if config.get("thinkingConfig") == {"thinkingBudget": 0}:  # which the Pros and Gemini 3 refuse
