@@ -1781,6 +1781,8 @@ def _check_calls(calls: list[JSON], parts: list[JSON], place: str, model: str) -
                 f"{place}.{name}",
                 UNKNOWN,
             )
+            if "parts" in part[name] and re.match(r"gemini-[12]\b", model):
+                raise Refused(f"{place}.{name}: multimodal function responses are not supported")
             inner = part[name].get("args" if name == "functionCall" else "response", {})
             if not isinstance(inner, dict) or not re.fullmatch(
                 r"[a-zA-Z_][\w.:-]{0,127}", part[name].get("name", "")
@@ -1858,6 +1860,7 @@ def _seen_in_gemini(body: JSON, tools: list[Tool], schema: JSON | None, model: s
             said = result["response"]
             said = said.get("result", said.get("output", said)) if len(said) == 1 else said
             words = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+            words = f"{words} {content_text(result.get('parts', []))}".strip()
             last = number == len(results) - 1
             items.append(Item("tool", f"{words} {media}".strip() if last else words))
         asked = [part["functionCall"] for part in parts if "functionCall" in part]

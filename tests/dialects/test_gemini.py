@@ -1158,6 +1158,20 @@ def test_a_call_comes_after_a_turn_of_the_user():
     assert [part["functionResponse"]["id"] for part in answered["parts"]] == ["c1", "c2"]
 
 
+@pytest.mark.parametrize(
+    ("model", "inside"), [("gemini-2.5-pro", False), ("gemini-3.5-flash", True)]
+)
+def test_what_a_result_shows_is_in_it_from_gemini_3_on(model, inside):
+    urls = {"image/png": "data:image/png;base64,aGk=", "video/mp4": "data:video/mp4;base64,aGk="}
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls.values()]
+    result = {"role": "tool", "tool_call_id": "c1", "content": shown}
+    body = gemini.encode_request(InferRequest(model, [HELLO, CALLED, result]), stream=False)
+    first, *rest = strict_json.loads(body)["contents"][-1]["parts"]
+    image, video = ({"inlineData": {"mimeType": kind, "data": "aGk="}} for kind in urls)
+    assert first["functionResponse"].get("parts", []) == ([image] if inside else [])
+    assert rest == ([video] if inside else [image, video])
+
+
 RICH = {
     "messages": [
         {"role": "system", "content": [{"type": "text", "text": "s"}]},

@@ -38,6 +38,7 @@ OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that InferMux made for call
 SKIP = "skip_thought_signature_validator"
 _SIGNED = re.compile(r"gemini-([3-9]|[1-9]\d|\w+(-\w+)?-latest)")  # refuse unsigned calls
 _ONE_OF_BOTH = re.compile(r"gemini-[12]\b")  # refuse tools together with an answer in JSON
+_INSIDE = re.compile("image/(png|jpeg|webp)|application/pdf|text/plain")  # media of results
 # Thinking budgets in tokens by effort, as in Google's OpenAI-compatible API; every thinking model
 # accepts the largest.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
@@ -408,15 +409,23 @@ class _Conversation:
         words = "".join(part["text"] for part in parts if "text" in part)
         failed = require(message.get("is_error", False), f"{place}.is_error", bool)
         result = {"error": words} if failed else _json_object(words)
-        response = {"result": words} if result is None else result
+        answered: JSON = {"response": {"result": words} if result is None else result}
         media = [part for part in parts if "text" not in part]
-        new = [{"functionResponse": self._named(name, ident) | {"response": response}}, *media]
+        inside = [part for part in media if self._signs and _fits_inside(part)]
+        beside = [part for part in media if part not in inside]
+        answered |= {"parts": inside} if inside else {}
+        new = [{"functionResponse": self._named(name, ident) | answered}, *beside]
         if not self._results:
             self.contents.append({"role": "user"})
         # the results of parallel calls must be in one content; without ids, in the calls' order
         self._results.append((self._turn.index(ident) if ident in self._turn else -1, new))
         self._results.sort(key=itemgetter(0))
         self.contents[-1]["parts"] = [part for _, found in self._results for part in found]
+
+
+def _fits_inside(part: JSON) -> bool:
+    """Whether a result may have a part, as media may from Gemini 3 on, which binds them to it."""
+    return _INSIDE.fullmatch(part.get("inlineData", {}).get("mimeType", "")) is not None
 
 
 def _json_object(words: str) -> JSON | None:
