@@ -419,6 +419,35 @@ def test_a_conversation_becomes_items() -> None:
     assert body["include"] == ["reasoning.encrypted_content"]
 
 
+def test_reasoning_that_nothing_follows_is_left_out() -> None:
+    """OpenAI refuses it, as of an answer that was cut while the model thought."""
+    own = {"type": "reasoning.encrypted", "data": ENCRYPTED, "format": "openai-responses-v1"}
+    cut = {"role": "assistant", "content": "", "reasoning_details": [own]}
+    asked = {"role": "user", "content": "Go on."}
+    assert body_of(messages=[asked, cut, asked])["input"] == [asked, asked]
+
+
+def test_what_an_assistant_refused_is_a_refusal() -> None:
+    turn = {"role": "assistant", "content": "No.", "refusal": "I will not."}
+    (item,) = body_of(messages=[turn])["input"]
+    said = [{"type": "output_text", "text": "No."}, {"type": "refusal", "refusal": "I will not."}]
+    assert item == {"type": "message", "role": "assistant", "content": said}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "", "audio": {"id": "a"}},
+        {"role": "assistant", "content": [{"type": "odd"}]},
+        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]},
+        {"role": "critic", "content": "No."},
+    ],
+)
+def test_a_message_that_the_format_lacks_is_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedParameter, match=r"messages\[0\]"):
+        body_of(messages=[message])
+
+
 @pytest.mark.parametrize("form", ["anthropic-claude-v1", "xai-responses-v1", "google-gemini-v1"])
 def test_reasoning_of_another_format_is_left_out(form: str) -> None:
     details = [

@@ -241,7 +241,9 @@ def _items(messages: Sequence[JSON], drop: Drop, form: str) -> Iterator[JSON]:
             custom |= {call["call_id"] for call in calls if call["type"] == "custom_tool_call"}
             if message.get("function_call") or message.get("audio"):
                 unsupported(f"{place}.function_call", NAME, drop)
-            yield from (*_reasoning(message, form), *_said(message, place, drop), *calls)
+            said = [*_said(message, place, drop), *calls]
+            yield from _reasoning(message, form) if said else ()  # refused if nothing follows
+            yield from said
 
 
 def _content(value: Any, place: str, drop: Drop) -> Any:
