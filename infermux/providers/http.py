@@ -282,10 +282,9 @@ class HTTPProvider(Provider):
 
     def _post(self, prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> Answer:
         """Return the response to a request; where keys change or are several, with one of them."""
-        keys = self.credentials
+        post, keys = partial(self._send, prepared, exchange, request), self.credentials
         if keys is None:
-            return self._send(prepared, exchange, request)
-        post = partial(self._send, prepared, exchange, request)
+            return post()
         answer = keys.send(prepared, exchange, post, request)
         if self.resting and not keys.rests():
             self.resting.pop(request.model, None)  # another key is free

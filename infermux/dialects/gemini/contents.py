@@ -203,18 +203,16 @@ def _kinds(part: JSON) -> list[str]:
 def _part(part: JSON, place: str) -> JSON:
     """Return a part in OpenAI's form; one that OpenAI does not have keeps Google's name."""
     kinds = _kinds(part)
-    if kinds == ["text"] and isinstance(part["text"], str):
-        return {"type": "text", "text": part["text"]}
     if len(kinds) != 1:
         raise must_be(place, "an object with one of text, inlineData, fileData, functionCall, …")
-    kind = kinds[0]
+    kind, found = kinds[0], None
     inner: Any = part[kind]
+    place = f"{place}.{kind}"
     if kind == "text":
-        raise must_be(f"{place}.text", "a string")
-    found = None
-    if kind in ("inlineData", "fileData"):
-        inner = camel(require(inner, f"{place}.{kind}", dict))
-        found = (_inline if kind == "inlineData" else _file)(inner, f"{place}.{kind}")
+        require(inner, place, str)
+    elif kind in ("inlineData", "fileData"):
+        inner = camel(require(inner, place, dict))
+        found = (_inline if kind == "inlineData" else _file)(inner, place)
     return found or {"type": kind, kind: inner}
 
 

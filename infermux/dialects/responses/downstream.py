@@ -194,10 +194,7 @@ class Answer:
             **{name: asked.get(name) for name in _ECHOED},
             "model": self.model,
             "output": list(output),
-            **{
-                name: value if asked.get(name) is None else asked[name]
-                for name, value in _DEFAULTS.items()
-            },
+            **(_DEFAULTS | given({name: asked.get(name) for name in _DEFAULTS})),
             "reasoning": {"effort": None, "summary": None} | obj(asked.get("reasoning")),
             "service_tier": tier_of(usage, "default", _TIERS) or "default",
             "store": False,  # here no answer is stored

@@ -249,13 +249,15 @@ def _items(messages: Sequence[JSON], drop: Drop, form: str) -> Iterator[JSON]:
 def _content(value: Any, place: str, drop: Drop) -> Any:
     if not isinstance(value, list):
         return value
-    return [part for each in value if (part := _part(each, place, drop))]
+    return [_part(each, place, drop) for each in value]
 
 
-def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
+def _part(part: JSON, place: str, drop: Drop) -> JSON:
     kind = text(part.get("type"))
     _hints(part, drop)
     own: Any = part.get(kind)
+    if kind not in ("text", "image_url", "file", "input_audio"):
+        unsupported(f"{place}.content.{kind}", NAME, drop)
     if kind == "text":
         return {"type": "input_text", "text": own}
     if kind == "image_url":
@@ -264,10 +266,7 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
         return {"type": "input_image", "image_url": image.get("url"), "detail": detail}
     if kind == "file":
         return {"type": "input_file"} | given(chat.named(own))
-    if kind == "input_audio":
-        return {"type": kind, kind: own}
-    unsupported(f"{place}.content.{kind}", NAME, drop)
-    return None
+    return {"type": kind, kind: own}
 
 
 def _said(message: JSON, place: str, drop: Drop) -> list[JSON]:
