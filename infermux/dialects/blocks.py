@@ -27,7 +27,7 @@ class BlockWriter:
     def __init__(self) -> None:
         self.opened: Key | None = None
         self._closed: set[Key] = set()
-        self._waiting: list[tuple[Key, JSON]] = []
+        self.waiting: list[tuple[Key, JSON]] = []
         self.arguments: list[str] = []  # of the open call, in pieces
 
     def begin(self, key: Key, piece: JSON) -> bytes:
@@ -44,17 +44,17 @@ class BlockWriter:
 
     def drain(self, pieces: list[tuple[Key, JSON]], *, last: bool) -> bytes:
         """Write pieces: those of the open block, then one block after another."""
-        self._waiting += pieces
+        self.waiting += pieces
         written = []
-        while self._waiting:
-            self._waiting, now = [], self._waiting
+        while self.waiting:
+            self.waiting, now = [], self.waiting
             for key, piece in now:
                 ready = key in (self.opened, CITED) or self._may_open()
-                if key == self.opened or (ready and not self._waiting):
+                if key == self.opened or (ready and not self.waiting):
                     written.append(self._write(key, piece))
                 else:
-                    self._waiting.append((key, piece))
-            if len(self._waiting) == len(now):
+                    self.waiting.append((key, piece))
+            if len(self.waiting) == len(now):
                 if not last:
                     break
                 written.append(self.close())

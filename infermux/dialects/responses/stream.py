@@ -156,7 +156,7 @@ class Encoder(BlockWriter):
 
     def finish(self, key: Key) -> bytes:
         """Return the events that end the open item; the last one of a cut answer is incomplete."""
-        number, cut = len(self._items), ending(self._reason)[1] and not self._waiting
+        number, cut = len(self._items), ending(self._reason)[1] and not self.waiting
         status = "incomplete" if cut else "completed"
         head = self._end_part()
         if key[0] == TOOL:
