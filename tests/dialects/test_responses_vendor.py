@@ -746,3 +746,16 @@ def test_a_stream_stops_where_the_whole_answer_does(seed):
     assert (got[-1].finish_reason, got[-1].usage) == ("stop" if ends else "length", usage)
     whole = stopped(InferResponse("m", "p", words, finish_reason="length"), stops)
     assert (whole.content, whole.finish_reason) == (seen, got[-1].finish_reason)
+
+
+def test_openais_mark_of_what_may_be_cached_goes_both_ways() -> None:
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    part = {"type": "input_text", "text": "Hi", **mark}
+    body = {"model": "m", "input": [{"role": "user", "content": [part]}]}
+    request, _ = downstream.decode_request(strict_json.document(json.dumps(body)))
+    cached = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    assert request.messages == [{"role": "user", "content": [cached]}]
+    asked = InferRequest(
+        "m", [{"role": "user", "content": [{"type": "text", "text": "Hi", **mark}]}]
+    )
+    assert translated(asked, Drop())["input"] == body["input"]

@@ -216,8 +216,11 @@ def string(holder: JSON, name: str, place: str) -> str:
 def _content(parts: object, place: str, between: str | None) -> str | list[JSON]:
     """Return a content: a string if it is one text, or if *between* may join its texts."""
     listed = enumerate(objects(parts, place))
-    found = [_part(part, f"{place}[{number}]") for number, part in listed]
-    if all(part["type"] == "text" for part in found) and (between is not None or len(found) == 1):
+    found = [
+        _part(part, f"{place}[{number}]") | (_MARK if part.get(BREAKPOINT) else {})
+        for number, part in listed
+    ]
+    if all(part.keys() == _TEXT for part in found) and (between is not None or len(found) == 1):
         return (between or "").join(part["text"] for part in found)
     return found
 
@@ -243,7 +246,10 @@ def _part(part: JSON, place: str) -> JSON:
     raise must_be(f"{place}.type", f"{wanted}, not {shown(kind)}")
 
 
+BREAKPOINT = "prompt_cache_breakpoint"  # of a part: OpenAI caches the prompt up to it
 _SOUND = ("data", "format")
+_TEXT = {"type", "text"}
+_MARK = {"cache_control": {"type": "ephemeral"}}  # Anthropic's word for it
 
 
 def _image(part: JSON, place: str) -> JSON:

@@ -24,6 +24,7 @@ from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
 from . import DRAWN, NAME, Support
 from .events import drawn
+from .items import BREAKPOINT
 from .reasoning import FORMAT, is_own_id, is_packed
 
 _OWN = frozenset(  # params that chat completions lack
@@ -258,14 +259,15 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON:
     own: Any = part.get(kind)
     if kind not in ("text", "image_url", "file", "input_audio"):
         unsupported(f"{place}.content.{kind}", NAME, drop)
+    mark = {name: part[name] for name in (BREAKPOINT,) if part.get(name)}
     if kind == "text":
-        return {"type": "input_text", "text": own}
+        return {"type": "input_text", "text": own} | mark
     if kind == "image_url":
         image = {"url": own} if isinstance(own, str) else obj(own)
         detail = image.get("detail") or "auto"
-        return {"type": "input_image", "image_url": image.get("url"), "detail": detail}
+        return {"type": "input_image", "image_url": image.get("url"), "detail": detail} | mark
     if kind == "file":
-        return {"type": "input_file"} | given(chat.named(own))
+        return {"type": "input_file"} | given(chat.named(own)) | mark
     return {"type": kind, kind: own}
 
 
