@@ -1010,12 +1010,15 @@ def test_tools():
     tools = [
         {"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}},
         {"type": "function", "function": {"name": "g"}},
+        {"type": "function", "function": {"name": "h", "parameters": {"properties": {"a": {}}}}},
     ]
+    typed = {"type": "object", "properties": {"a": {}}}  # which Vertex AI wants
     assert sent(tools=tools)["tools"] == [
         {
             "functionDeclarations": [
                 {"name": "f", "description": "d", "parametersJsonSchema": open_schema},
                 {"name": "g"},
+                {"name": "h", "parametersJsonSchema": typed},
             ]
         }
     ]

@@ -244,8 +244,8 @@ def _function(function: JSON) -> JSON:
     if (description := function.get("description")) is not None:
         declared["description"] = require(description, f"{place}.description", str)
     if (schema := function.get("parameters")) is not None:
-        known = require(schema, f"{place}.parameters", dict)
-        declared["parametersJsonSchema"] = fitting.googles(known)
+        fits = fitting.googles(require(schema, f"{place}.parameters", dict))
+        declared["parametersJsonSchema"] = fits if "type" in fits else {"type": "object"} | fits
     return declared
 
 
