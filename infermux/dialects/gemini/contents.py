@@ -32,7 +32,7 @@ def repeated(value: object, place: str) -> list[JSON]:
     return objects([value] if isinstance(value, dict) else value, place)
 
 
-def messages(contents: object, system: object, *, is_whole: bool = True) -> list[JSON]:
+def messages(contents: object, system: object, *, is_whole: bool) -> list[JSON]:
     """Return the messages of a conversation; raise RequestError naming what is invalid.
 
     If it *is_whole*, every result has its call in it; else the call may be cached at Google.

@@ -50,7 +50,7 @@ def unpacked(signature: str) -> list[JSON] | None:
     return listed(found)
 
 
-def own_contents(contents: Any, *, signs: bool = False) -> Any:
+def own_contents(contents: Any, *, signs: bool) -> Any:
     """Return a client's contents without the thoughts of other vendors, which Google refuses.
 
     *signs*: the model refuses calls without a signature; those get Google's marker.

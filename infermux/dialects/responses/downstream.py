@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import InferMuxError, UnsupportedParameter
-from ...protocol import InferRequest, InferResponse, Native, must_be
+from ...protocol import InferRequest, Native, must_be
 from ...protocol.strict_json import Document
-from ...types import JSON, Chunk, Usage
+from ...types import JSON, Usage
 from .. import fitting, given, obj, objects, require, tier_of, without
 from ..citations import URL
 from ..gemini.requests import FORMAT as GOOGLES
@@ -212,7 +212,7 @@ class Answer:
         }
         return item | ({"encrypted_content": encrypted} if encrypted else {})
 
-    def message(self, number: int, parts: Sequence[JSON], status: str = "completed") -> JSON:
+    def message(self, number: int, parts: Sequence[JSON], status: str) -> JSON:
         return {
             "id": self.ident("message", number),
             "type": "message",
@@ -221,7 +221,7 @@ class Answer:
             "role": "assistant",
         }
 
-    def call(self, number: int, call: JSON, words: str, status: str = "completed") -> JSON:
+    def call(self, number: int, call: JSON, words: str, status: str) -> JSON:
         """Return the item of a tool call with these arguments, or this input."""
         name = called(call).get("name") or ""
         kind = "custom_tool_call" if self.is_custom(call) else "function_call"
@@ -247,13 +247,6 @@ class Answer:
         ident = fitting.call_id(ident, taken)
         kind = {"type": "reasoning.encrypted", "format": GOOGLES}
         return call | {"id": ident}, [kind | {"id": ident, "index": ident, "data": data}]
-
-    def divided(self, said: InferResponse | Chunk) -> tuple[list[JSON], list[JSON], list[JSON]]:
-        """Return the details before and after the text, and the calls."""
-        found = [self.shortened(call) for call in said.tool_calls]
-        held = [detail for _, details in found for detail in details]
-        early = [one for one in said.details if not is_late(one)]
-        return early, [*filter(is_late, said.details), *held], [call for call, _ in found]
 
     def image(self, number: int, media: str = "", data: str = "") -> JSON:
         """Return the item of an image that the model drew; without *data*, as it begins."""
@@ -305,7 +298,7 @@ def called(call: JSON) -> JSON:
     return obj(call.get("function") or call.get("custom"))
 
 
-def annotation_of(annotation: JSON, shift: int = 0) -> JSON:
+def annotation_of(annotation: JSON, shift: int) -> JSON:
     """Return a citation in this format, of a text before which *shift* characters were said."""
     said = without(annotation[URL], "content")
     places = {name: said[name] - shift for name in ("start_index", "end_index")}
@@ -324,14 +317,6 @@ def sealed(details: Sequence[JSON], words: str) -> str:
     if len(own) == len(details) and len(data) == 1 and isinstance(data[0], str):
         return data[0]
     return pack(details, words)
-
-
-def ending(finish_reason: str | None) -> tuple[str, str | None]:
-    """Return the status, and why the response is incomplete."""
-    reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(
-        finish_reason or ""
-    )
-    return "incomplete" if reason else "completed", reason
 
 
 def encode_usage(usage: Usage) -> JSON:

@@ -77,12 +77,11 @@ def detail_of(ident: str, form: str, index: int, member: str, value: str) -> JSO
     return {"type": kind, member: value, **named, "format": form, "index": index}
 
 
-def call_of(item: JSON, given: str | None = None) -> JSON:
-    """Return an item's tool call in chat's form, with *given* as its input if that is not None."""
+def call_of(item: JSON, words: str) -> JSON:
+    """Return an item's tool call in chat's form, with *words* as its input."""
     which, member = _CALLS[item["type"]]
-    said = text(item.get(member)) if given is None else given
     ident = text(item.get("call_id")) or text(item.get("id"))
-    return {"id": ident, "type": which, which: {"name": text(item.get("name")), member: said}}
+    return {"id": ident, "type": which, which: {"name": text(item.get("name")), member: words}}
 
 
 def usage_of(body: JSON) -> Usage | None:

@@ -5,6 +5,7 @@ An item is added, filled and done before the next one; the last event has the wh
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from ...errors import InferMuxError
@@ -22,13 +23,14 @@ from .downstream import (
     Answer,
     annotation_of,
     encode_error,
-    ending,
+    is_late,
     sealed,
 )
 
 _MESSAGE: Key = ("message", None)
 _REASONING: Key = ("reasoning", False)
 _LATE: Key = ("reasoning", True)  # without words, after the text
+_CUTS = {"length": "max_output_tokens", "content_filter": "content_filter"}  # why it is incomplete
 _PARTS = {  # by type: the event and the index of the part, and the event and member of its words
     "output_text": ("content_part", "content_index", "output_text", "text"),
     "refusal": ("content_part", "content_index", "refusal", "refusal"),
@@ -77,8 +79,8 @@ class Encoder(BlockWriter):
         if self.opened is None and not self._items:
             head += self.drain([(_MESSAGE, {"output_text": ""})], last=True)
         head += self.close()
-        status, reason = ending(self._reason)
-        usage = usage or self._usage or Usage()
+        reason, usage = _CUTS.get(self._reason or ""), usage or self._usage or Usage()
+        status = "incomplete" if reason else "completed"
         body = self._answer.envelope(status, self._items, usage, reason=reason)
         more = {"infermux": summary} if summary else {}
         return head + self._event(f"response.{status}", response=body, **more)
@@ -156,7 +158,7 @@ class Encoder(BlockWriter):
 
     def finish(self, key: Key) -> bytes:
         """Return the events that end the open item; the last one of a cut answer is incomplete."""
-        number, cut = len(self._items), ending(self._reason)[1] and not self.waiting
+        number, cut = len(self._items), self._reason in _CUTS and not self.waiting
         status = "incomplete" if cut else "completed"
         head = self._end_part()
         if key[0] == TOOL:
@@ -274,7 +276,9 @@ _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
     pieces: list[tuple[Key, JSON]] = []
-    early, late, found = answer.divided(chunk)
+    found = [answer.shortened(call) for call in chunk.tool_calls]
+    early = [one for one in chunk.details if not is_late(one)]
+    late = [*filter(is_late, chunk.details), *chain(*(details for _, details in found))]
     if chunk.reasoning or early:
         pieces.append((_REASONING, {"details": early, "words": _spoken(chunk.reasoning, early)}))
     for kind, words in (("output_text", chunk.text), ("refusal", chunk.refusal)):
@@ -286,7 +290,7 @@ def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
         pieces.append(((DRAWN, data), {"image": (media, data)}))
     if late:
         pieces.append((_LATE, {"details": late, "words": ()}))
-    return pieces + [((TOOL, call["index"]), _call(call)) for call in found]
+    return pieces + [((TOOL, call["index"]), _call(call)) for call, _ in found]
 
 
 def _spoken(reasoning: str, details: list[JSON]) -> list[tuple[Any, str]]:
