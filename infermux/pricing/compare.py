@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import Price, PriceTable, public, shipped
 from .price import CLASSES, by_class
-from .tariff import STANDARD
+from .tariff import STANDARD, Service, Tariff
 
 MAX_AGE_DAYS = 90  # after which a warning says that the prices are old
 _COMPARED = ("input", "output", "cached_input", "cache_write", "cache_write_1h")
@@ -75,20 +75,25 @@ def known(table: PriceTable) -> Iterator[str]:
         yield from (price.id, *price.aliases)
 
 
+def rates_on(day: date, price: Price, over: int = 0, service: Service = STANDARD) -> Tariff:
+    """Return the rates of a UTC day beside hours with their own, *over* so many input tokens."""
+    moment = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    tokens = over + 1 if over else 0
+    return replace(price, peak=None).rates_for(tokens, at=moment, service=service)
+
+
 def differences(price: Price, theirs: Price, today: date) -> Iterator[Difference]:
     """Yield the differences at each size where either price changes."""
-    moment = datetime(today.year, today.month, today.day, tzinfo=UTC)
     # to the nearest thousand: the tables differ in whether the size itself belongs to a tier
-    sizes = sorted({0, *(round(tier.over, -3) for tier in (*price.tiers, *theirs.tiers))})
+    told = {round(tier.over, -3): tier.rates for tier in theirs.tiers}
+    sizes = sorted({0, *told, *(round(tier.over, -3) for tier in price.tiers)})
     for size in sizes:
-        here, there = (
-            side.rates_for(size + 1 if size else 0, at=moment, service=STANDARD)
-            for side in (replace(price, peak=None), theirs)
-        )
+        here, there = (rates_on(today, side, size) for side in (price, theirs))
         billed = dict(zip(CLASSES, by_class(here), strict=True))
         for name in _COMPARED:
             ours, other = getattr(here, name), getattr(there, name)
-            if other is None or ours == other:
+            omits = size in told and getattr(told[size], name) is None
+            if other is None or omits or ours == other:
                 continue
             if price.peak is not None and other == getattr(price.peak.rates, name):
                 continue  # a table without hours may list the price of the dear ones

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from ..types import JSON
-from .compare import Difference, differences
+from .compare import Difference, differences, rates_on
 from .price import Price
 from .public import BY_HOUR, OPENROUTER, Listed, PublicTable, Skipped
 from .table import FREE, Entry, PriceTable
@@ -136,16 +136,30 @@ class _Work:
         if ours is None:
             self.new.append(f"{theirs.provider}/{theirs.id}")
             return {key: value for key, value in listed.entry.items() if key != "id"}
-        terms = JSON()
-        for changed, key, value in self._changes(ours, theirs, listed.entry):
-            self.changed.append(changed)
-            terms[key] = {**terms[key], **value} if isinstance(terms.get(key), dict) else value
+        terms, price = JSON(), ours
+        for _ in range(3):  # what changes may have been what another figure fell back to
+            found = self._changes(price, theirs, listed.entry)
+            new = [each for each in found if each[0].was != each[0].now]
+            if not new:
+                break
+            for changed, key, value in new:
+                self.changed.append(changed)
+                terms[key] = {**terms[key], **value} if isinstance(terms.get(key), dict) else value
+            terms = self._whole(ours, terms)
+            vendor = theirs.provider
+            price = self.present.with_own(
+                terms, provider=vendor, vendor=vendor, model=theirs.id, place="price"
+            )
+        return terms
+
+    def _whole(self, ours: Price, terms: JSON) -> JSON:
+        """Return the terms that differ with those that would undo them, or that they need."""
         begun = [each.rates for each in ours.next if each.start <= self.day]
         if begun and not terms.keys().isdisjoint(Tariff._fields):  # it would still hold
             later = [{"from": f"{each.start}"} | figures(each.rates) for each in ours.next]
             terms = figures(begun[-1]) | {"next": later[len(begun) :]} | terms
         # what only its name says to be free has no entry to add to
-        return {"input": "0", "output": "0"} | terms if terms and ours.rates is FREE else terms
+        return {"input": "0", "output": "0"} | terms if ours.rates is FREE else terms
 
     def _check(self, ours: Price | None, theirs: Price) -> None:
         """Raise Skipped if the public table's price is doubtful."""
@@ -173,13 +187,13 @@ class _Work:
                 key, value = (each.figure, now) if is_base else ("tiers", tiers)
                 yield Changed(name, each.figure, was, now), key, value
         for term in _UNCOMPARED:
-            known, figure = getattr(ours.rates, term), getattr(theirs.rates, term)
+            known, figure = getattr(rates_on(self.day, ours), term), getattr(theirs.rates, term)
             if figure and figure != known:
                 now = figure_text(figure)
                 yield Changed(name, term, figure_text(known), now), term, now
         for service in theirs.service:
             tier = next((each for each in ours.service if each.name == service.name), None)
-            if tier is None or _rates(ours, tier) != _rates(theirs, service):
+            if tier is None or self._costs(ours, tier) != self._costs(theirs, service):
                 offer = {service.name: entry["service"][service.name]}
                 changed = Changed(
                     name, f"service {service.name}", tier and _said(tier), _said(service)
@@ -193,6 +207,11 @@ class _Work:
             if present is None and (figure := entry.get(term)) is not None:
                 yield Changed(name, term, None, str(figure)), term, figure
 
+    def _costs(self, price: Price, service: Service) -> list[Decimal | None]:
+        """Return what input and output cost by a service tier."""
+        rates = rates_on(self.day, price, service=service)
+        return [rate and rate * service.factor for rate in rates[:2]]
+
 
 def _tiers(ours: Price, theirs: Price) -> list[JSON]:
     """Return their tiers, with the figures that only ours have; none if they list none."""
@@ -201,11 +220,6 @@ def _tiers(ours: Price, theirs: Price) -> list[JSON]:
         {"over": tier.over} | figures(known.get(round(tier.over, -3), Tariff()).under(tier.rates))
         for tier in theirs.tiers
     ]
-
-
-def _rates(price: Price, service: Service) -> list[Decimal | None]:
-    rates = price.rates.under(service.rates)
-    return [rate and rate * service.factor for rate in rates[:2]]
 
 
 def _said(service: Service) -> str:

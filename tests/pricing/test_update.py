@@ -352,6 +352,40 @@ def test_a_newer_figure_holds_although_a_scheduled_price_has_begun(home: Path) -
     assert (entry["input"], entry["output"], entry["next"]) == ("3", "15", [later])
 
 
+@pytest.mark.parametrize("seed", range(25))
+def test_after_an_update_the_same_table_changes_nothing(seed: int, home: Path) -> None:
+    """Whatever the prices were: with sizes, hours, tiers, days and figures that others follow."""
+    rng = random.Random(seed)
+    kinds = ("input", "output", "cached_input", "cache_write", "reasoning")
+
+    def rates(*needed: str) -> dict[str, str]:
+        named = [kind for kind in kinds if kind in needed or rng.random() < 0.3]
+        return {kind: rng.choice(("0.5", "1", "2", "4")) for kind in named}
+
+    def some(name: str, value: Any) -> dict[str, Any]:
+        return {name: value} if rng.random() < 0.4 else {}
+
+    listed, table = [], {}
+    for number in range(20):
+        entry = {"id": f"zz-{number}", **rates("input", "output")}
+        entry |= some("tiers", [{"over": over, **rates()} for over in (100_000, 200_000)])
+        days = ("2026-01-01", "2026-06-01", "2999-01-01")
+        entry |= some("next", [{"from": day, **rates()} for day in days])
+        entry |= some("peak", {"utc": ["01:00-02:00"], **rates()})
+        listed.append(entry | some("service", {"flex": rng.choice(["0.5", rates("input")])}))
+        costs = {"input_cost_per_token": 1, "output_cost_per_token": 2}
+        costs |= some("cache_read_input_token_cost", 0.5)
+        costs |= some("input_cost_per_token_above_200k_tokens", 2)
+        costs |= some("output_cost_per_reasoning_token", 4)
+        costs |= {"input_cost_per_token_flex": 0.5} | some("output_cost_per_token_flex", 2)
+        known = {name: f"{cost}e-6" for name, cost in costs.items()}
+        table[f"zz-{number}"] = {"litellm_provider": "openai", "mode": "chat", **known}
+    home.mkdir(parents=True)
+    (home / "prices.json").write_text(json.dumps({"models": {"openai": listed}}))
+    assert "CHANGED" in update(table).stdout
+    assert "0 changed ones, 20 are as known" in update(table).stdout
+
+
 def test_the_tiers_and_parts_of_a_price_are_updated_each_on_its_own(home: Path) -> None:
     listed = LITELLM["gpt-5.4"] | {
         f"{name}_{tier}": cost
