@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -141,37 +141,30 @@ def _json(data: bytes) -> Any:
 
 def _of_any_kind(stored: Any, today: date) -> PublicTable:
     named = stored if isinstance(stored, dict) else {}
-    providers, models = named.get("providers", stored), named.get("data", ())
-    if _any_has("litellm_provider", list(named.values())):
-        return _taken(LITELLM, _litellm, named.items())
-    if _any_has("models", providers):
-        return _taken(
-            GENAI, partial(_genai, today=today), ((_id(each), each) for each in providers)
-        )
-    if _any_has("pricing", models):
-        return _taken(OPENROUTER, _openrouter, ((_id(each), each) for each in models))
+    providers = _by_id(named.get("providers", stored))
+    kinds: tuple[tuple[str, str, Callable[..., None], list[tuple[str, Any]]], ...] = (
+        (LITELLM, "litellm_provider", _litellm, [*named.items()]),
+        (GENAI, "models", partial(_genai, today=today), providers),
+        (OPENROUTER, "pricing", _openrouter, _by_id(named.get("data"))),
+    )
+    for source, member, read, entries in kinds:
+        if any(isinstance(entry, dict) and member in entry for _, entry in entries):
+            table = PublicTable(source)
+            for id, entry in entries:
+                table.take(read, id, entry)
+            return table
     raise ConfigError(
         "the file is neither litellm's price table, nor that of genai-prices, "
         "nor OpenRouter's list of models"
     )
 
 
-def _taken(
-    source: str, read: Callable[..., None], models: Iterable[tuple[str, Any]]
-) -> PublicTable:
-    table = PublicTable(source)
-    for id, entry in models:
-        table.take(read, id, entry)
-    return table
+def _by_id(entries: object) -> list[tuple[str, Any]]:
+    return [(_id(each), each) for each in entries] if isinstance(entries, list) else []
 
 
 def _id(entry: object) -> str:
     return str(entry.get("id")) if isinstance(entry, dict) else shown(entry)
-
-
-def _any_has(key: str, entries: object) -> bool:
-    listed = entries if isinstance(entries, list) else ()
-    return any(isinstance(entry, dict) and key in entry for entry in listed)
 
 
 # -- litellm --

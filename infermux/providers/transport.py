@@ -64,11 +64,6 @@ class Exchange:
         self.key: Any = None  # whose account has what the vendor stores by this request
 
     @property
-    def is_fresh(self) -> bool:
-        """Whether its connection is a new one, not one that the vendor may have ended."""
-        return self.connected or self.needs_new_connection
-
-    @property
     def unread(self) -> bool:
         """Whether the end of the body has not been read yet."""
         return self.reader is not None and not self.reader.buffered.closed
@@ -434,11 +429,11 @@ class Adapter(HTTPAdapter):
         try:
             answer = self._post(request, exchange)
             ends = answer.headers.get("connection", "").lower() == "close"
-            if answer.status_code != 408 or not ends or exchange.is_fresh:
+            if answer.status_code != 408 or not ends or exchange.connected:
                 return answer  # else it was said to an idle connection
             answer.raw.close()
         except ConnectionFailed as error:
-            if exchange.is_fresh or exchange.received:
+            if exchange.connected or exchange.received:
                 raise
             forget(error)
         exchange.needs_new_connection, exchange.received = True, False

@@ -19,18 +19,12 @@ from ..fitting import strict
 from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
-from .requests import BUDGETS, SKIP
+from .requests import BUDGETS, SCALARS, SKIP
 from .schemas import camel, integer, json_schema
 from .signatures import packed
 from .upstream import COUNT_TOKENS, EMBEDDINGS, FILTERED
 
-_NUMBERS = {
-    "temperature": "temperature",
-    "topP": "top_p",
-    "presencePenalty": "presence_penalty",
-    "frequencyPenalty": "frequency_penalty",
-}
-_INTEGERS = {"maxOutputTokens": "max_tokens", "topK": "top_k", "seed": "seed"}
+_SCALARS = {theirs: (ours, kind) for ours, (theirs, kind) in SCALARS.items()}
 # What asks only for what every vendor, or Google, does anyway.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "candidateCount": (1,),
@@ -108,10 +102,9 @@ def _config(value: object) -> JSON:
     params: JSON = {}
     for name, each in given(config).items():
         place = f"generationConfig.{name}"
-        if name in _NUMBERS:
-            params[_NUMBERS[name]] = require(each, place, float)
-        elif name in _INTEGERS:
-            params[_INTEGERS[name]] = integer(each, place)
+        if name in _SCALARS:
+            ours, kind = _SCALARS[name]
+            params[ours] = integer(each, place) if kind is int else require(each, place, kind)
         elif name == "stopSequences":
             params["stop"] = [require(one, place, str) for one in require(each, place, list)]
         elif name == "thinkingConfig":

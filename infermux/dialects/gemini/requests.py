@@ -45,14 +45,14 @@ BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 2457
 
 _MIME = mimetypes.MimeTypes()  # Python's own table, independent of the host's files
 _TOP = frozenset({"safetySettings", "cachedContent", "toolConfig", "labels", "serviceTier"})
-_SCALARS: dict[str, tuple[str, type]] = {
+SCALARS: dict[str, tuple[str, type]] = {
     "temperature": ("temperature", float),
     "top_p": ("topP", float),
     "presence_penalty": ("presencePenalty", float),
     "frequency_penalty": ("frequencyPenalty", float),
+    "max_completion_tokens": ("maxOutputTokens", int),
     "max_tokens": ("maxOutputTokens", int),
     "seed": ("seed", int),
-    "max_completion_tokens": ("maxOutputTokens", int),
     "top_k": ("topK", int),
 }
 # Params that this format has only with a neutral value, and their types.
@@ -68,7 +68,7 @@ _TYPES: dict[str, type] = {
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _EMBEDDING = ("outputDimensionality", "taskType", "title")
 EXPRESSED = (
-    _SCALARS.keys()
+    SCALARS.keys()
     | _TOP
     | {name for names in PARAMETERS.values() for name in names}
     | {
@@ -177,8 +177,9 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
         return  # every stream has usage anyway, and the others are added last
     if name in _TYPES:
         require(value, name, _TYPES[name])
-    if name in _SCALARS:
-        config[_SCALARS[name][0]] = require(value, name, _SCALARS[name][1])
+    if name in SCALARS:
+        own, kind = SCALARS[name]
+        config[own] = require(value, name, kind)
     elif name == "stop":
         config["stopSequences"] = strings(value, name)
     elif name == "reasoning_effort":

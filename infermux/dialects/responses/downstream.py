@@ -17,6 +17,7 @@ from ..citations import URL
 from ..gemini.requests import FORMAT as GOOGLES
 from ..openai import downstream as openai
 from . import DRAWN, NAME
+from .events import CALLS
 from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
 
@@ -229,7 +230,7 @@ class Answer:
             "id": self.ident(kind, number),
             "type": kind,
             "status": status,
-            "input" if kind == "custom_tool_call" else "arguments": words,
+            CALLS[kind][1]: words,
             "call_id": call.get("id") or f"call_{self.ident(kind, number)}",
             "name": name,
             **({"namespace": space} if (space := self._spaces.get(name)) else {}),

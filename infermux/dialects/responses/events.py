@@ -46,7 +46,7 @@ _REJECTED = ("invalid_", "unsupported_", "image_", "empty_image", "failed_to_dow
 _ENDED = ("response.completed", "response.incomplete")
 _FAILED = ("response.failed", "error")
 # the members of a call's object in chat's form, and of its input
-_CALLS = {"function_call": ("function", "arguments"), "custom_tool_call": ("custom", "input")}
+CALLS = {"function_call": ("function", "arguments"), "custom_tool_call": ("custom", "input")}
 # Events, and types of added items, that have no content yet or repeat what came before.
 _SILENT = frozenset(
     {
@@ -57,7 +57,7 @@ _SILENT = frozenset(
         *("response.output_text.done", "response.refusal.done"),
         *("response.reasoning_summary_part.added", "response.reasoning_summary_part.done"),
         *("response.reasoning_summary_text.done", "response.reasoning_text.done"),
-        *_CALLS,
+        *CALLS,
         *_ENDED,
     }
 )
@@ -79,7 +79,7 @@ def detail_of(ident: str, form: str, index: int, member: str, value: str) -> JSO
 
 def call_of(item: JSON, words: str) -> JSON:
     """Return an item's tool call in chat's form, with *words* as its input."""
-    which, member = _CALLS[item["type"]]
+    which, member = CALLS[item["type"]]
     ident = text(item.get("call_id")) or text(item.get("id"))
     return {"id": ident, "type": which, which: {"name": text(item.get("name")), member: words}}
 
@@ -226,9 +226,9 @@ class Reader:
     def _item(self, kind: str, body: JSON) -> Chunk:
         item = obj(body.get("item"))
         what, done = text(item.get("type")), kind.endswith("done")
-        if done and what.endswith("_call") and what not in _CALLS:
+        if done and what.endswith("_call") and what not in CALLS:
             self._items.append(item)
-        if what in _CALLS:
+        if what in CALLS:
             return self._call(item, body, done=done)
         if what == "message" and done:
             return self._message(item, body)
@@ -271,7 +271,7 @@ class Reader:
 
     def _call(self, item: JSON, body: JSON, *, done: bool) -> Chunk:
         key = _key(item.get("id"), body)
-        whole = text(item.get(_CALLS[item["type"]][1]))
+        whole = text(item.get(CALLS[item["type"]][1]))
         known = self._calls.get(key)
         if known is None:
             said = whole if done else ""
@@ -298,7 +298,7 @@ class Reader:
         if not more:
             return Chunk()
         said.append(more)
-        which, member = _CALLS[item["type"]]
+        which, member = CALLS[item["type"]]
         return Chunk(tool_calls=[{"index": number, which: {member: more}}])
 
     def _reasoned(self, item: JSON, body: JSON) -> Chunk:

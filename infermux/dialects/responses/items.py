@@ -12,7 +12,7 @@ from ...protocol import must_be
 from ...types import JSON
 from .. import listed, members, objects, require
 from . import DRAWN
-from .events import drawn
+from .events import CALLS, drawn
 from .reasoning import details_of
 
 ADDED = "additional_tools"  # the type of an item that adds tools
@@ -116,15 +116,9 @@ class Items:
         else:  # some clients return only its id
             self.params[f"input.{DRAWN}"] = True
 
-    def function_call(self, item: JSON, place: str) -> None:
-        name, words = (string(item, member, place) for member in ("name", "arguments"))
-        self._call(item, place, "function", {"name": name, "arguments": words})
-
-    def custom_call(self, item: JSON, place: str) -> None:
-        name, words = (string(item, member, place) for member in ("name", "input"))
-        self._call(item, place, "custom", {"name": name, "input": words})
-
-    def _call(self, item: JSON, place: str, kind: str, called: JSON) -> None:
+    def call(self, item: JSON, place: str) -> None:
+        kind, member = CALLS[item["type"]]
+        called = {name: string(item, name, place) for name in ("name", member)}
         ident, turn = string(item, "call_id", place), self._turn()
         turn.setdefault("tool_calls", []).append({"id": ident, "type": kind, kind: called})
         self._callers[ident] = turn
@@ -181,11 +175,9 @@ _BETWEEN = {"content": "\n\n", "refusal": "\n\n", "reasoning_content": ""}
 _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
     "message": Items.message,
     "reasoning": Items.reasoning,
-    "function_call": Items.function_call,
     DRAWN: Items.image,
-    "function_call_output": Items.output,
-    "custom_tool_call": Items.custom_call,
-    "custom_tool_call_output": Items.output,
+    **dict.fromkeys(CALLS, Items.call),
+    **dict.fromkeys((f"{kind}_output" for kind in CALLS), Items.output),
     ADDED: Items.add_tools,
     "configuration_update": Items.update,
 }
@@ -239,7 +231,10 @@ def _part(part: JSON, place: str) -> JSON:
         return {"type": "file", "file": file}
     if kind == "input_audio":
         sound = require(part.get(kind), f"{place}.{kind}", dict)
-        return {"type": kind, kind: {name: string(sound, name, place) for name in _SOUND}}
+        return {
+            "type": kind,
+            kind: {each: string(sound, each, place) for each in ("data", "format")},
+        }
     if kind == "refusal":
         return {"type": "text", "text": string(part, kind, place)}
     wanted = "input_text, input_image, input_file or input_audio"
@@ -247,7 +242,6 @@ def _part(part: JSON, place: str) -> JSON:
 
 
 BREAKPOINT = "prompt_cache_breakpoint"  # of a part: OpenAI caches the prompt up to it
-_SOUND = ("data", "format")
 _TEXT = {"type", "text"}
 _MARK = {"cache_control": {"type": "ephemeral"}}  # Anthropic's word for it
 

@@ -23,7 +23,7 @@ from ..sizes import MIN_OUTPUT
 from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
 from . import DRAWN, NAME, Support
-from .events import drawn
+from .events import CALLS, drawn
 from .items import BREAKPOINT
 from .reasoning import FORMAT, is_own_id, is_packed
 
@@ -288,18 +288,12 @@ def _said(message: JSON, place: str, drop: Drop) -> list[JSON]:
 
 
 def _call(call: JSON) -> JSON:
-    ident = _call_id(call.get("id"))
-    if call.get("type") == "custom":
-        custom = obj(call.get("custom"))
-        named = {"name": text(custom.get("name")), "input": text(custom.get("input"))}
-        return {"type": "custom_tool_call", "call_id": ident} | named
-    function = obj(call.get("function"))
-    return {
-        "type": "function_call",
-        "call_id": ident,
-        "name": text(function.get("name")),
-        "arguments": text(function.get("arguments")) or "{}",
-    }
+    kind = "custom_tool_call" if call.get("type") == "custom" else "function_call"
+    which, member = CALLS[kind]
+    own = obj(call.get(which))
+    words = text(own.get(member)) or ("{}" if member == "arguments" else "")
+    named = {"name": text(own.get("name")), member: words}
+    return {"type": kind, "call_id": _call_id(call.get("id"))} | named
 
 
 def _output(message: JSON, place: str, drop: Drop, custom: set[str]) -> JSON:

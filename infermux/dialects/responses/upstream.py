@@ -17,6 +17,7 @@ from ...types import HEARTBEAT, JSON, Chunk
 from .. import (
     NO_TERMINATOR,
     Events,
+    members,
     obj,
     parameters,
     path_of,
@@ -162,10 +163,9 @@ def _resource(data: bytes, request: InferRequest, native: tuple[str, bytes]) -> 
     ended = body.get("background") is True and body.get("status") not in _PENDING
     usage = usage_of(body) if ended and body.get("object") == "response" else None
     ident, kind = word(body.get("id")), body.get("object")
-    conversation = body.get("conversation")
     refers = {
         word(body.get("previous_response_id")): "r",
-        word(conversation.get("id") if isinstance(conversation, dict) else ""): "c",
+        word(members(body.get("conversation")).get("id")): "c",
         ident: "c" if kind in ("conversation", "conversation.deleted") else "r",
     }
     return InferResponse(
