@@ -137,8 +137,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         request = fitting.instructed(request, drop, lambda schema: False)
     search = moved(request, lambda found: of_google(found, drop))
     request = with_functions(search.request, NAME, drop)
-    signs = wants_signatures(model_of(request))
-    talk = _Conversation(drop, key, signs=signs)
+    talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
     if not talk.contents or talk.contents[0]["role"] == "model":
@@ -151,14 +150,14 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         _parameter(name, params[name], body, config, drop)
     choice, tools = params.get("tool_choice"), body.get("tools", ())
     declared = [one for tool in tools for one in listed(tool.get("functionDeclarations"))]
-    names = [one.get("name") for one in declared]
-    needless = params.get("tools") or choice in ("auto", "none")  # Google wants functions beside it
-    if choice is not None and needless and without_lost(choice, names, drop) is None:
+    names = [one.get("name") for one in declared]  # Google takes no choice without functions
+    may_go = params.get("tools") or choice in ("auto", "none")
+    if choice is not None and may_go and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
     if config.get("thinkingConfig") == {"thinkingBudget": 0}:  # which the Pros and Gemini 3 refuse
         budget = {"thinkingBudget": 128 if "-pro" in request.model else 0}
-        config["thinkingConfig"] = {"thinkingLevel": "LOW"} if signs else budget
+        config["thinkingConfig"] = {"thinkingLevel": "LOW"} if talk.signs else budget
     search.add(body, drop)
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
@@ -275,7 +274,7 @@ class _Conversation:
         self._signed: dict[str, JSON] = {}  # signatures that came beside their calls, by call id
         self._drop = drop
         self._key = key  # that seals the ids of calls
-        self._signs = signs  # whether the model refuses calls without a signature
+        self.signs = signs  # whether the model refuses calls without a signature
 
     def add(self, message: JSON, place: str) -> None:
         """Add a message; raise RequestError naming *place* if it is invalid."""
@@ -389,7 +388,7 @@ class _Conversation:
             if "thoughtSignature" not in part and (found := unsealed(ident, self._key)):
                 part["thoughtSignature"] = found.signature
             parts.append(part)
-        if parts and self._signs:  # Google signs the first of parallel calls
+        if parts and self.signs:  # Google signs the first of parallel calls
             parts[0].setdefault("thoughtSignature", SKIP)
         return parts
 
@@ -412,7 +411,7 @@ class _Conversation:
         result = {"error": words} if failed else _json_object(words)
         answered: JSON = {"response": {"result": words} if result is None else result}
         media = [part for part in parts if "text" not in part]
-        inside = [part for part in media if self._signs and _fits_inside(part)]
+        inside = [part for part in media if self.signs and _fits_inside(part)]
         beside = [part for part in media if part not in inside]
         answered |= {"parts": inside} if inside else {}
         new = [{"functionResponse": self._named(name, ident) | answered}, *beside]
