@@ -969,6 +969,8 @@ def test_a_model_that_cannot_be_forced_to_call_is_asked_to_in_words(model: str) 
         body = sent(talk, model=model, drop=(told := []), **said)
         assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
         assert [block["text"] for block in body["system"]] == ["Be kind.", words]
+        blank = sent([{"role": "system", "content": " "}, *HELLO], model=model, **said)
+        assert [block["text"] for block in blank["system"]] == [words]
         assert told == ["tool_choice"] and len(body["tools"]) == 2
         request = InferRequest(model=model, messages=HELLO, params=said)
         assert wire.unsaid(request, model) == ("", True), "another target is tried first"

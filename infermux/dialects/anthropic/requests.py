@@ -166,8 +166,9 @@ def _turns(messages: Sequence[JSON], drop: Drop) -> tuple[str | list[JSON], list
     if not turns or turns[0]["role"] != "user":
         turns = [{"role": "user", "content": BEGIN}, *turns]
     with reading("messages"):
-        plain = system[0] if len(system) == 1 and isinstance(system[0], str) else ""
-        return plain or [block for content in system for block in _blocks(content, drop)], turns
+        if len(system) == 1 and isinstance(system[0], str) and not system[0].isspace():
+            return system[0], turns
+        return [block for content in system for block in _blocks(content, drop)], turns
 
 
 def _content(value: object, drop: Drop) -> str | list[JSON]:
