@@ -407,6 +407,9 @@ def _check_chat_model(model: str, body: JSON) -> None:
     )
     if not is_openais(model):
         return
+    for name in ("tools", "stop"):
+        if body.get(name) == []:
+            raise Refused(f"Invalid '{name}': empty array.", "empty_array", name)
     for name in ("tool_choice", "parallel_tool_calls"):
         if name in body and not tools:
             raise Refused(f"'{name}' is only allowed when 'tools' are specified.", param=name)

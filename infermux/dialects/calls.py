@@ -17,7 +17,7 @@ from ..errors import ProviderError
 from ..pricing import find
 from ..protocol import InferRequest, InferResponse
 from ..types import JSON, NOTHING, Chunk, Usage
-from . import Dialect, given, members, require
+from . import Dialect, given, members, require, without
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -111,7 +111,7 @@ def fitted(
     """Return the request for a vendor that *speaks* a dialect, and what restores its calls."""
     if request.body_in(speaks(request).NAME) is not None:
         return request, Calls()
-    params, messages = _bounded(request), _unique(request.messages)
+    params, messages = _meant(_bounded(request)), _unique(request.messages)
     tools, choice = params.get("tools"), params.get("tool_choice")
     tools = tools if isinstance(tools, list) else []
     said = {str(_name(each)) for each in chain(tools, _calls(messages))}
@@ -139,6 +139,15 @@ def _bounded(request: InferRequest) -> Mapping[str, Any]:
     price = find(request.provider, request.model)
     most = (price and price.max_output) or limit
     return request.params if limit <= most else {**request.params, "max_tokens": most}
+
+
+def _meant(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the params without empty lists, and what is about tools if there are none: refused."""
+    left = ["stop"] if params.get("stop") == [] else []
+    if params.get("tools") in (None, []):
+        left += ["tools", "parallel_tool_calls"]
+        left += ["tool_choice"] if params.get("tool_choice") in ("auto", "none") else []
+    return params if params.keys().isdisjoint(left) else without(params, *left)
 
 
 def _calls(messages: Iterable[JSON]) -> list[JSON]:

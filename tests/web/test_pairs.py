@@ -422,6 +422,36 @@ def test_signed_thinking_survives_an_openai_clients_conversation_with_claude(
     assert (use["type"], use["input"]) == ("tool_use", {"city": "Köln"})
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (
+            "/v1/messages",
+            {
+                "max_tokens": 9,
+                "messages": [{"role": "user", "content": "?"}],
+                "stop_sequences": [],
+                "tools": [],
+                "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+            },
+        ),
+        (
+            f"/v1beta/models/{MODELS['openai']}:generateContent",
+            {
+                "contents": [{"role": "user", "parts": [{"text": "?"}]}],
+                "generationConfig": {"maxOutputTokens": 9, "stopSequences": []},
+                "tools": [{"functionDeclarations": []}],
+                "toolConfig": {"functionCallingConfig": {"mode": "AUTO"}},
+            },
+        ),
+    ],
+)
+def test_empty_lists_and_what_is_about_them_are_not_sent(front, vendors, path, asked):
+    vendor = vendors["openai"].script(says("openai", ANSWER, streamed=False))
+    assert front.ask(path, {"model": MODELS["openai"]} | asked).status == 200
+    assert vendor.seen[-1].body.keys() == {"model", "messages", "max_tokens"}
+
+
 @both_ways
 @pytest.mark.parametrize(
     "client", [OpenAIClient, AnthropicClient, MistClient], ids=lambda client: client.name

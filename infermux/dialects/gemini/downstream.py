@@ -98,7 +98,7 @@ def _is_unblocked(settings: object) -> bool:
 
 
 def _config(value: object) -> JSON:
-    config = camel(require({} if value is None else value, "generationConfig", dict))
+    config = _object(value, "generationConfig")
     params: JSON = {}
     for name, each in given(config).items():
         place = f"generationConfig.{name}"
@@ -112,6 +112,10 @@ def _config(value: object) -> JSON:
         elif name not in ("responseSchema", "responseJsonSchema", "responseMimeType"):
             params[name if _is_own(name) else place] = each
     return params | _format(config)
+
+
+def _object(value: object, place: str) -> JSON:
+    return camel(require({} if value is None else value, place, dict))
 
 
 def _effort(config: JSON, place: str) -> JSON:
@@ -180,11 +184,10 @@ def _choice(value: object) -> tuple[JSON, list[str] | None]:
     """Return tool_choice, with the rest of toolConfig under Google's name; and the only functions
     that may be called, or None.
     """
-    config = dict(camel(require({} if value is None else value, "toolConfig", dict)))
-    calling = config.pop("functionCallingConfig", None)
-    rest = {"toolConfig": given(config)} if given(config) else {}
-    place = "toolConfig.functionCallingConfig"
-    calling = camel(require({} if calling is None else calling, place, dict))
+    config, place = _object(value, "toolConfig"), "toolConfig.functionCallingConfig"
+    others = given(without(config, "functionCallingConfig"))
+    rest = {"toolConfig": others} if others else {}
+    calling = _object(config.get("functionCallingConfig"), place)
     mode, names = calling.get("mode"), calling.get("allowedFunctionNames")
     if isinstance(mode, int) and 0 <= mode < len(_MODE_NUMBERS):
         mode = _MODE_NUMBERS[mode]
@@ -387,7 +390,7 @@ def encode_error(error: InferMuxError) -> JSON:
         "status": _STATUS.get(status, default),
     }
     if native is not None:
-        return {"error": body | native.members | {"code": status, "message": error.message}}
+        return {"error": body | native.members | {"code": status}}
     details: list[JSON] = [
         {"@type": f"{_TYPE}ErrorInfo", "reason": error.code.upper(), "domain": "infermux"}
     ]

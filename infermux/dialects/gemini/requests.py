@@ -151,8 +151,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     choice, tools = params.get("tool_choice"), body.get("tools", ())
     declared = [one for tool in tools for one in listed(tool.get("functionDeclarations"))]
     names = [one.get("name") for one in declared]  # Google takes no choice without functions
-    may_go = params.get("tools") or choice in ("auto", "none")
-    if choice is not None and may_go and without_lost(choice, names, drop) is None:
+    if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
     if config.get("thinkingConfig") == {"thinkingBudget": 0}:  # which the Pros and Gemini 3 refuse
