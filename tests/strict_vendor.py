@@ -413,6 +413,8 @@ def _check_chat_model(model: str, body: JSON) -> None:
     for name in ("tool_choice", "parallel_tool_calls"):
         if name in body and not tools:
             raise Refused(f"'{name}' is only allowed when 'tools' are specified.", param=name)
+    if "stop" in body and re.match(r"gpt-[5-9](?!.*-chat)|o[34](?!-mini)|o4", model):
+        raise Refused("Unsupported parameter: 'stop' is not supported with this model.", "", "stop")
     if model.startswith("gpt-4o") and (most := body.get("max_tokens", 0)) > 16_384:
         raise Refused(
             f"max_tokens is too large: {most}. This model supports at most 16384 completion tokens.",

@@ -50,12 +50,13 @@ PARAMETERS: Parameters = {  # of this format only
 class Support(NamedTuple):
     """How a vendor supports this format, and which models refuse what at chat completions.
 
-    The first three are patterns of models; "" matches none.
+    The first four are patterns of models; "" matches none.
     """
 
     always: str = ""  # that have no chat completions
     tools: str = ""  # that refuse tools there
     effort: str = ""  # that refuse tools together with a reasoning effort there
+    stop: str = ""  # that refuse stop sequences there
     form: str = "openai-responses-v1"  # of the vendor's reasoning
     fernet: bool | None = None  # whether its encryption is Fernet, as OpenAI's; None: unknown
     counts: bool = False  # whether it counts a request's tokens

@@ -100,13 +100,15 @@ def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> 
     """Whether the model refuses a request with *params* at chat completions."""
     if support.searches and searches(params) and not ONLY_CHAT.match(model):
         return True
-    always, tools, effort = _refusals(model, support)
-    if always or not (params.get("tools") or params.get("functions")):
-        return always
+    always, tools, effort, stop = _refusals(model, support)
+    if always or (stop and params.get("stop")):
+        return True
+    if not (params.get("tools") or params.get("functions")):
+        return False
     return tools or (effort and params.get("reasoning_effort") not in (None, "none"))
 
 
 @lru_cache(maxsize=1024)
 def _refusals(model: str, support: Support) -> tuple[bool, ...]:
-    patterns = support.always, support.tools, support.effort
+    patterns = support.always, support.tools, support.effort, support.stop
     return tuple(bool(each and re.match(each, model[:200])) for each in patterns)
