@@ -199,9 +199,7 @@ class InferMuxError(Exception):
     @property
     def failure(self) -> Failure:
         """What a record keeps of the error."""
-        told = self.status, self.code, self.type, self.message, self.summary
-        more = self.retry_after, self.param, self.upstream_status, self.hint, self.cause
-        return Failure(type(self), *told, *more)
+        return Failure(type(self), *[getattr(self, name) for name in Failure._fields[1:]])
 
 
 class ConfigError(InferMuxError):

@@ -11,7 +11,8 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -43,9 +44,13 @@ def after_fork(function: Callable[[], object]) -> None:
         os.register_at_fork(after_in_child=function)
 
 
-def reset_after_fork(known: Iterable[Any], reset: Callable[[Any], object]) -> None:
-    """Have *reset* called with each of *known* in the child processes."""
-    after_fork(lambda: [reset(each) for each in list(known)])
+_forked: weakref.WeakSet[Any] = weakref.WeakSet()
+after_fork(lambda: [each._reset() for each in list(_forked)])
+
+
+def reset_after_fork(each: Any) -> None:
+    """Have `_reset` of an object called in the child processes."""
+    _forked.add(each)
 
 
 def is_readable(sock: Any, seconds: float = 0.0) -> bool:

@@ -241,7 +241,7 @@ def _replay_text(record: Record, decision: Replay) -> str:
 
 
 def _session(plan: Plan) -> str:
-    return plan.snapshot.state.session if plan.snapshot else ""
+    return plan.snapshot.state.session
 
 
 def _tried(record: Record, target: Target) -> str:

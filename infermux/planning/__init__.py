@@ -80,8 +80,8 @@ class Plan:
     forced: bool = False  # every target was refused: all are tried anyway
     seed: int = field(default=0, compare=False)
     retry_in: float | None = None  # seconds until a refused target may be called again
-    route: Route | None = field(default=None, compare=False)
-    snapshot: Snapshot | None = field(default=None, compare=False)
+    route: Route = field(default=Route("", ()), compare=False)
+    snapshot: Snapshot = field(default=Snapshot(), compare=False)
 
 
 def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
@@ -123,7 +123,7 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
 @lru_cache(maxsize=1024)
 def _in_order(route: Route) -> Plan:
     ordered = dict.fromkeys(_ordered(route, Snapshot(), State(), _UNUSED))
-    return Plan(route.name, route.strategy, tuple(ordered), route=route, snapshot=Snapshot())
+    return Plan(route.name, route.strategy, tuple(ordered), route=route)
 
 
 def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random) -> list[Target]:
@@ -151,11 +151,10 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
         by_head.setdefault(head, []).extend(group)
         names.setdefault(head, entry.name if isinstance(entry, Route) else str(entry))
         weights[head] = weights.get(head, 0.0) + (route.weights[number] if route.weights else 1.0)
-    if route.weights:
-        state = replace(state, weights=weights)
-    heads = STRATEGIES[route.strategy](list(by_head), state, rng)
+    known = replace(state, weights=weights) if route.weights else state
+    heads = STRATEGIES[route.strategy](list(by_head), known, rng)
     if route.strategy == STICKY or route.sticky:
-        ranked = _by_session(list(by_head), [names[head] for head in by_head], state)
+        ranked = sticky(list(by_head), known, rng, [*names.values()])
         if route.strategy == STICKY:
             heads = ranked
         elif own := next((head for head in ranked if head not in down), None):
@@ -234,20 +233,18 @@ def cheapest(targets: Sequence[Target], state: State, rng: random.Random) -> lis
     return _by([math.inf if cost is None else cost for cost in costs], targets)
 
 
-def sticky(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """Keep a session at its target; weights are shares of the sessions.
+def sticky(
+    targets: Sequence[Target], state: State, rng: random.Random, names: Sequence[str] = ()
+) -> list[Target]:
+    """Keep a session at its target, known by *names* if given; weights are shares of the sessions.
 
     Rendezvous hashing: Thaler and Ravishankar, "Using name-based mappings to increase hit rates"
     (1998). Each session has its own order, which every process derives alike; a target that is
-    down has one successor for each of its sessions, and the others stay where they are.
+    down has one successor for each of its sessions, and the others stay where they are. The order
+    is that of exponential variates of rate `weight`, drawn from the session and the names.
     """
-    return _by_session(targets, [*map(str, targets)], state)
-
-
-def _by_session(targets: Sequence[Target], names: Sequence[str], state: State) -> list[Target]:
-    """Sort by exponential variates of rate `weight`, drawn from the session and the names."""
     scores = []
-    for target, name in zip(targets, names, strict=True):
+    for target, name in zip(targets, names or map(str, targets), strict=True):
         rate = state.weights.get(target, 1.0)
         digest = blake2b(f"{state.session}\0{name}".encode(errors="replace"), digest_size=8)
         share = (int.from_bytes(digest.digest()) + 0.5) / 2**64
@@ -283,13 +280,13 @@ class Replay(NamedTuple):
 
 def kept(plan: Plan | None) -> str:
     """Return a plan as text, or "" if its inputs are unknown or its name is too long."""
-    if plan is None or plan.route is None or len(plan.model) > MAX_NAME:
+    if plan is None or not plan.route.entries or len(plan.model) > MAX_NAME:
         return ""
     first, strategies = _first_line(plan.route)
-    partial = plan.snapshot is not None and plan.snapshot.partial
-    if strategies == _PRIORITY and not plan.dropped and not plan.forced and not partial:
+    known = plan.snapshot
+    if strategies == _PRIORITY and not plan.dropped and not plan.forced and not known.partial:
         return first
-    data = outcome(plan) | {"snapshot": _snapshot(plan.snapshot or Snapshot(), strategies)}
+    data = outcome(plan) | {"snapshot": _snapshot(known, strategies)}
     if strategies & _DRAWS:
         data["seed"] = plan.seed
     always = ("targets", "retry_in")

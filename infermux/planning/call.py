@@ -185,10 +185,9 @@ class Call:
             request = own.applied(request)
         request.upstream_ids, request.most_output = attempt.upstream_ids, self.most_output
         request.most_uses = self.most_uses
-        route = plan.route if plan is not None else None
-        if route is not None and (route.cache or is_sticky(route)):
+        if plan is not None and (plan.route.cache or is_sticky(plan.route)):
             request.stays = session_of(self.request, self.caller)
-            request.cache_key = request.stays if route.cache else ""
+            request.cache_key = request.stays if plan.route.cache else ""
         return request
 
     def limit(self, usual: float | None, longest: float) -> Deadline:

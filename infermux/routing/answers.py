@@ -97,9 +97,9 @@ class AnswerCache:
 
     def keep(self, call: Call, response: InferResponse) -> None:
         """Cache the answer to a call that has ended, if it is complete and had no side effects."""
-        route = call.plan.route if call.plan is not None else None
-        policy = route and route.answers
-        if not route or not policy or call.override or not is_final(response):
+        assert call.plan is not None
+        route, policy = call.plan.route, call.plan.route.answers
+        if policy is None or call.override or not is_final(response):
             return
         if any(run.outcome == "failed" for run in (call.hooks or {}).values()):
             return  # it is not as the hooks want it

@@ -57,11 +57,11 @@ class Explanation(NamedTuple):
         plan = self.plan
         return {
             "model": plan.model,
-            "pattern": (plan.route and plan.route.pattern) or None,
+            "pattern": plan.route.pattern or None,
             "strategy": plan.strategy,
             "seed": plan.seed,
             **self.about,
-            "session": (plan.snapshot and plan.snapshot.state.session) or None,
+            "session": plan.snapshot.state.session or None,
             "targets": self.targets,
             "dropped": self.dropped,
             "forced": plan.forced,
@@ -116,7 +116,7 @@ def explain(router: Router, asked: Question) -> Explanation:
     usage, gone = expected_usage(request, size), plan.dropped.items()
     costs = router.targets.costs(() if request.passed else (*plan.targets, *plan.dropped), usage)
     refused, tokens = "budget_exceeded" if exceeded else None, usage.input_tokens or 0
-    settings = plan.route and router.registry.settings(plan.route)
+    settings = router.registry.settings(plan.route)
     about = {
         "caller": caller.name,
         "user": (user and user.shown) or None,
@@ -174,7 +174,7 @@ def _tightest_budget(router: Router, caller: Caller) -> BudgetState | None:
 
 
 def _of_name(router: Router, plan: Plan, settings: NameSettings | None) -> JSON:
-    kept = plan.route.answers if plan.route is not None and router.answers is not None else None
+    kept = plan.route.answers if router.answers is not None else None
     found: JSON = {"cache_answers": kept and kept._asdict()}
     if settings is None:
         return found
@@ -196,7 +196,7 @@ def _settings(
 def _beside(router: Router, plan: Plan, request: InferRequest) -> JSON:
     """Return the hooks that see a call, and where copies of calls of its name or pattern go."""
     hooks = dict(router.hooks.names) if router.hooks else {}
-    name = (plan.route.pattern if plan.route is not None else "") or plan.model
+    name = plan.route.pattern or plan.model
     rules = (getattr(each, "rules", {}).get(name) for each in router.observers)
     rule = next(filter(None, rules), None)
     copied = rule and {"target": rule.target, "share": rule.share}

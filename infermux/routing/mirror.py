@@ -11,7 +11,6 @@ import atexit
 import logging
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -99,7 +98,7 @@ class Mirror:
             name: Caller(MIRROR_OF + name, budget=rule.budget) for name, rule in rules.items()
         }
         self._reset()
-        _mirrors.add(self)
+        reset_after_fork(self)
 
     def _reset(self) -> None:
         self._state = threading.Condition()
@@ -110,9 +109,9 @@ class Mirror:
     # -- in the thread of a call: this must be quick --
 
     def __call__(self, call: Call) -> None:
-        route = call.plan.route if call.plan is not None else None
-        if route is None:
+        if call.plan is None:
             return
+        route = call.plan.route
         name = route.pattern or route.name
         rule = self.rules.get(name)
         if rule is None or not _is_drawn(call.id, rule.share) or not _may_be_copied(call):
@@ -203,12 +202,6 @@ class Mirror:
     def _count(self, name: str, outcome: str) -> None:
         if self.memory is not None:
             self.memory.count("mirrored_total", name, outcome)
-
-
-_mirrors: weakref.WeakSet[Mirror] = weakref.WeakSet()
-
-
-reset_after_fork(_mirrors, Mirror._reset)
 
 
 def _is_drawn(ident: str, share: float) -> bool:

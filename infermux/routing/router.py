@@ -37,6 +37,7 @@ from ..errors import (
     ProviderTimeout,
     RequestError,
     Unavailable,
+    having,
 )
 from ..ledger.sql import Ledger
 from ..planning import Plan, plan, session_for, takes_turns
@@ -59,10 +60,6 @@ from .targets import TargetPermit, TargetPool
 CALL_SECONDS = 600.0  # deadline if client and configuration set none (as the SDKs)
 FAILOVER_SECONDS = 60.0  # deadline of attempts while another target is untried
 SHARE = 0.5  # of the remaining time, for an attempt while another target is untried
-_PARTS = (
-    *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets", "admission"),
-    *("ids", "files", "keyring", "accounting", "users", "answers", "observers", "hooks"),
-)
 log = logging.getLogger("infermux")
 Observer = Callable[[Call], None]
 Answer = TypeVar("Answer")
@@ -108,15 +105,14 @@ class Router:
         self.accounting = Accounting(
             self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=capture_content
         )
-        self.hooks: Any = hooks and import_module(".hooks", __package__).Hooks.of(hooks)
+        self.hooks: Any = import_module(".hooks", __package__).Hooks.of(hooks) if hooks else None
         self.observers: list[Observer] = [*observers, *reporting(reporter)]
         self._sleep, self._rng = sleep, random.Random(seed)
         self._cursors: dict[str, int] = {}  # calls of each round-robin name or pattern so far
 
     def take_over(self, other: Router) -> None:
         """Replace registry, state and configuration by those of *other*, from a newer file."""
-        for part in _PARTS:
-            setattr(self, part, getattr(other, part))
+        vars(self).update(vars(other))
 
     @property
     def ledger(self) -> Ledger | None:
@@ -246,12 +242,11 @@ class Router:
         rng = self._rng if counts else copy.copy(self._rng)
         return plan(route, snapshot, rng.getrandbits(32) if seed is None else seed)
 
-    def _planned(self, call: Call, route: Route) -> Plan:
-        """Return a plan with at least one target; raise NoHealthyProvider with the reasons."""
-        call.plan = plan = self._plan(route, call.request, caller=call.caller)
-        if not plan.targets:
-            raise no_target(plan)
-        return plan
+    def _make_plan(self, call: Call, route: Route) -> None:
+        """Plan the call; raise NoHealthyProvider with the reasons if no target is left."""
+        call.plan = self._plan(route, call.request, caller=call.caller)
+        if not call.plan.targets:
+            raise no_target(call.plan)
 
     # -- attempts --
 
@@ -265,7 +260,8 @@ class Router:
         if self.answers and (known := self.answers.find(call, route, self.registry, streamed)):
             return cast(Answer, Replay(call, known, self.finish) if streamed else known)
         deadline = call.limit(self.deadline, CALL_SECONDS)
-        call.plan = call.plan or self._planned(call, route)  # a replayed call has its own
+        if call.plan is None:  # a replayed call has its own
+            self._make_plan(call, route)
         try:
             return self._first_success(call, deadline, send)
         except BudgetExceeded as error:
@@ -274,18 +270,19 @@ class Router:
             call.override = error.then
             other = self.registry.route(error.then)
             call.settings = self.registry.settings(other)
+            call.lenient = (other.on_unsupported or self.on_unsupported) == "drop"
         except ProviderError as error:
             if not self.files.pin_files(call, error):
                 raise
             other = self._route(call.request, call.caller)
-        call.plan = self._planned(call, other)
+        self._make_plan(call, other)
         return self._first_success(call, deadline, send)
 
     def _checked(self, call: Call) -> Route:
         """Return the route of a request that is valid and allowed; raise RequestError."""
         call.request.check()
         self.ids.pin(call)
-        route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
+        route = call.plan.route if call.plan else self._route(call.request, call.caller)
         call.settings = self.registry.settings(route)
         call.lenient = (route.on_unsupported or self.on_unsupported) == "drop"
         return route
@@ -293,8 +290,7 @@ class Router:
     def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
         """Return the answer of the first target that gives one; raise the last error.
 
-        A failover takes the next target from the queue. A retry appends the failed target to the
-        queue, with a wait. The limit of attempts and the deadline hold for all targets together.
+        The limit of attempts and the deadline hold for all targets together.
         """
         plan = cast(Plan, call.plan)
         failover = Deadline(FAILOVER_SECONDS if call.request.passed is None else CALL_SECONDS)
@@ -349,11 +345,11 @@ class Router:
         wait = max(0.0, not_before - time.monotonic())
         if call.must_try(target):
             cooling = self.targets.breaker(target).cooling()
-            limit = deadline.remaining() if call.has_tried(target) else MAX_BACKOFF
-            if cooling and cooling >= min(limit, deadline.remaining()):
-                raise ProviderRateLimited(
-                    "the provider limits our rate; retry later", retry_after=cooling
-                )
+            limit = deadline.cap(None if call.has_tried(target) else MAX_BACKOFF)
+            if cooling and cooling >= limit:
+                told = "the provider limits our rate; retry later"
+                own = {"retry_after": cooling, "retryable": False, "sent": False}
+                raise having(ProviderRateLimited(told), **own)
             wait = max(wait, cooling)
         for part in deadline.slices(wait):
             self._sleep(part)
@@ -378,7 +374,6 @@ class Router:
         except BaseException as error:
             attempt.ended = time.monotonic()
             attempt.error = error.failure if isinstance(error, InferMuxError) else None
-            # a timeout of the client says nothing about the provider
             permit.end(error, neutral=deadline.by_client and deadline.expired)
             if isinstance(error, RequestError) and error.elsewhere:
                 self.targets.give_back(call.attempts.pop())

@@ -191,11 +191,11 @@ class TargetPool:
             del self._breakers[next(idle, others[0])]
 
     def followers(
-        self, failed: Target, error: ProviderError, route: Route | None
+        self, failed: Target, error: ProviderError, route: Route
     ) -> Callable[[Target], bool]:
         """Return a function: may a target follow *failed*, which rejected the request?"""
         kind = next((name for name, kind in REJECTIONS.items() if isinstance(error, kind)), "")
-        if route is None or kind not in route.fallback_on:
+        if kind not in route.fallback_on:
             return lambda target: False
         return lambda target: kind != "context" or self._takes_more(target, failed)
 
@@ -290,7 +290,7 @@ class TargetPool:
 
     def reserve(self, plan: Plan) -> list[Target]:
         """Return the targets that a plan leaves out for their circuits, by when these close."""
-        known = plan.snapshot or Snapshot()
+        known = plan.snapshot
         shut = [each for each in plan.dropped if each not in known.unfit]
         shut.sort(key=lambda each: known.refused[each][1])
         return [each for each in shut if not self.breaker(each).cooling()]

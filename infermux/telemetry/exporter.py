@@ -12,15 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ..types import after_fork, reset_after_fork
+from ..types import reset_after_fork
 
 log = logging.getLogger("infermux")
 FLUSH_SECONDS = 3.0
 LINGER_SECONDS = 0.02  # to collect items: waking a thread costs more than sending one
 _exporters: weakref.WeakSet[Exporter] = weakref.WeakSet()  # type: ignore[type-arg]  # of any items
-
-_dropped = 0  # items, by all exporters
-_dropping = threading.Lock()
 
 Item = TypeVar("Item")
 Send = Callable[[list[Item]], int]  # returns how many were not accepted
@@ -48,6 +45,7 @@ class Exporter(Generic[Item]):
         self._linger = linger
         self._reset()
         _exporters.add(self)
+        reset_after_fork(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -121,11 +119,9 @@ class Exporter(Generic[Item]):
         return items
 
     def _drop(self, count: int) -> None:
-        global _dropped
-        with _dropping:
+        with self._lock:
             first = not self.dropped
             self.dropped += count
-            _dropped += count
         if first:
             log.warning("%s: they are dropped and counted", self._complaint)
 
@@ -140,14 +136,7 @@ def flush_all(seconds: float = FLUSH_SECONDS) -> float:
 
 def dropped() -> int:
     """Return how many items all exporters of this process have dropped."""
-    return _dropped
-
-
-def _after_fork() -> None:
-    global _dropped, _dropping
-    _dropped, _dropping = 0, threading.Lock()
+    return sum(each.dropped for each in list(_exporters))  # its threads keep one that drops
 
 
 atexit.register(flush_all)
-after_fork(_after_fork)
-reset_after_fork(_exporters, Exporter._reset)

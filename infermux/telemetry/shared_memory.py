@@ -37,8 +37,6 @@ _SLOT = (_HEAD + _CELLS) * _WORD + _CATALOGUE + _STATUS
 _COMMANDS = 128 * 1024  # bytes
 _FRONT = _HEAD * _WORD + _COMMANDS
 
-_memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
-
 
 class WorkerSlot:
     """The counters and status of one worker; hold `lock` while you count."""
@@ -129,7 +127,7 @@ class SharedMemory:
         self._head = self._memory[: _HEAD * _WORD].cast("q")
         self._commands = self._memory[_HEAD * _WORD : _FRONT]
         self._reset()
-        _memories.add(self)
+        reset_after_fork(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -252,6 +250,3 @@ def anonymous_file(size: int) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, size)
     return fd
-
-
-reset_after_fork(_memories, SharedMemory._reset)

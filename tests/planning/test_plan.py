@@ -139,6 +139,10 @@ def test_weights_of_the_outer_name_do_not_reach_inside():
     route = Route("x", (inner, C), "weighted", weights=(99.0, 1.0))
     firsts = [order(route, seed=seed)[0] for seed in range(2000)]
     assert firsts.count("b") > 1800
+    fallback = Route("inner", (Route("group", (A, E)), C), "weighted")
+    route = Route("x", (A, B), "weighted", (fallback,), weights=(99.0, 1.0))
+    lasts = [order(route, seed=seed)[-1] for seed in range(2000)]
+    assert 900 < lasts.count("e") < 1100
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

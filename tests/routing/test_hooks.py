@@ -740,3 +740,10 @@ def test_the_example_of_the_help_is_the_tested_one():
 def test_a_mapping_with_an_unknown_hook_is_refused():
     with pytest.raises(errors.ConfigError, match="did you mean 'before'"):
         Router([EchoProvider()], hooks={"befor": print})
+
+
+@pytest.mark.parametrize("none", [None, {}, Hooks()], ids=["None", "mapping", "Hooks"])
+def test_a_router_may_have_no_hooks(none):
+    router = Router([EchoProvider()], hooks=none)
+    assert router.infer("Hello").content == "echo: Hello"
+    assert "".join(chunk.text for chunk in router.stream("Hello")) == "echo: Hello"

@@ -389,6 +389,25 @@ def test_a_client_with_the_head_of_its_stream_is_retried_for() -> None:
     assert vendor.calls == 13
 
 
+def test_a_call_that_is_refused_for_a_cool_down_is_no_retry() -> None:
+    """Not for a client that has the head of its stream either: a hook took its time."""
+    from doors import Front, ask
+
+    vendor = Scripted("v", throttled(60), DOWN, "ok")
+    hooks = {"before": lambda request: time.sleep(0.3)}
+    with Front(vendor, attempts=1, hooks=hooks) as front:
+        front.app.config["INFERMUX_EARLY_HEADERS"] = 0.1
+        path, body = "/v1/chat/completions", {"model": "v/m", "messages": HELLO.messages}
+        assert [ask(front.port, path, body).status for _ in range(2)] == [429] * 2
+        started = time.monotonic()
+        told = ask(front.port, path, body | {"stream": True}).data
+        assert b"limits our rate" in told and time.monotonic() - started < 9
+        assert vendor.calls == 1
+        front.router.targets.breaker(Target("v", "m")).close()
+        front.router.attempts = 2
+        assert ask(front.port, path, body).status == 200
+
+
 def test_successes_earn_retries_again() -> None:
     acts: list[Any] = [DOWN] * 50 + ["ok"] * 100 + [DOWN, "ok"]
     vendor = Scripted("v", *acts)

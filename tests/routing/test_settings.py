@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from support import Scripted, Vendor
 from urllib3 import HTTPHeaderDict
 
-from infermux import InferRequest, Router, build
+from infermux import Budget, Caller, InferRequest, Router, build
 from infermux.app import create_app
 from infermux.cli.main import main
 from infermux.dialects.limits import used_up
@@ -205,6 +206,22 @@ def test_a_default_that_the_target_does_not_take_is_left_out_and_told(tmp_path):
         client = create_app(found).test_client()
         client.post("/v1/chat/completions", json={"model": "x", "messages": SAID})
         assert vendor.seen[-1].body.keys() <= {"model", "messages", "max_tokens", "system"}
+
+
+def test_a_budgets_cheaper_name_may_leave_out_what_its_target_does_not_take(tmp_path):
+    with Vendor() as vendor:
+        found = build_router(
+            f'[ledger]\npath = "{tmp_path / "l.db"}"\n'
+            + provider(vendor, more='prices.m = { input = "1000000", output = "1000000" }')
+            + f'[providers.a]\ntype = "anthropic"\nbase_url = "{vendor.url}"\napi_key = "env:K"\n'
+            'models = ["c"]\nprices.c = { input = "0", output = "0" }\n'
+            '[models.cheap]\ntargets = "a/c"\non_unsupported = "drop"\n',
+            tmp_path,
+        )
+        caller = Caller("web", budget=Budget(usd="0.01", then="cheap"))
+        with suppress(InferMuxError):  # the format of the vendor's answer is another
+            found.infer("hi", model="v/m", params={"seed": 5}, caller=caller)
+        assert vendor.seen[-1].body["model"] == "c"
 
 
 THINKS = {"type": "enabled", "budget_tokens": 2000}

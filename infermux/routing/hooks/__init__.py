@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -100,10 +99,10 @@ class Hooks:
         self._threads = _Threads(threads)
 
     @classmethod
-    def of(cls, given: Self | Mapping[str, Any] | None) -> Self | None:
+    def of(cls, given: Self | Mapping[str, Any]) -> Self | None:
         """Return Hooks from what a router is given: Hooks, or a mapping of their arguments."""
-        if given is None or isinstance(given, cls):
-            return given or None
+        if isinstance(given, cls):
+            return given
         if not isinstance(given, Mapping):
             what = type(given).__name__
             raise ConfigError(f'hooks must be Hooks or a mapping, {{"before": …}}, not {what}')
@@ -403,7 +402,7 @@ class _Threads:
     def __init__(self, most: int) -> None:
         self._most = most
         self._reset()
-        _all_threads.add(self)
+        reset_after_fork(self)
 
     def _reset(self) -> None:
         self._changed = threading.Condition(threading.Lock())
@@ -445,9 +444,3 @@ class _Threads:
                 job = self._jobs.popleft()
             job()
             del job  # it holds a request
-
-
-_all_threads: weakref.WeakSet[_Threads] = weakref.WeakSet()
-
-
-reset_after_fork(_all_threads, _Threads._reset)
