@@ -142,7 +142,6 @@ def _router(
         admission=Admission(
             **(parts.room(config) if serving else {}), rates=rates, user_rates=user_rates
         ),
-        prices=prices,
         keyring=keyring,
         ledger=ledger,
         observers=parts.observers(config, serving),
@@ -275,9 +274,7 @@ def check(config: Config) -> Router:
     try:
         if made.ledger is not None:
             made.ledger.check()
-        limited = any(
-            key.rpm or key.tpm or key.user_rpm or key.user_tpm for key in config.keys or ()
-        )
+        limited = made.targets.pacers or (made.keyring is not None and made.keyring.limited)
         if limited and (rates := made.admission.rates) is not None:
             rates.check()
     except LedgerUnavailable as error:

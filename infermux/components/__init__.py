@@ -8,7 +8,6 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import accumulate
@@ -28,7 +27,7 @@ from ..config.settings import (
     caller_key,
 )
 from ..errors import ConfigError, close_to, shown, wrong_value
-from ..ledger import Budget, LedgerUnavailable, configured_budget
+from ..ledger import Budget, configured_budget
 from ..ledger.sql import Ledger
 from ..ledger.stores.keys import IssuedKey
 from ..planning.end_user import Users
@@ -67,13 +66,10 @@ def answers(config: Config, ledger: Ledger | None) -> AnswerCache | None:
     names = [model.name for model in config.models if model.cache_answers is not None]
     if not names:
         return None
-    place = f"[models.{names[0]}].cache_answers"
     if ledger is None:
+        place = f"[models.{names[0]}].cache_answers"
         raise ConfigError(f"{place} needs a ledger: set [ledger].path")
-    try:
-        return AnswerCache(ledger.answers())
-    except LedgerUnavailable as error:
-        raise ConfigError(f"{place}: {error.reason}") from None
+    return AnswerCache(ledger.answers())
 
 
 def pacers(config: Config, limiter: Rates | None) -> dict[str, Pacer]:
@@ -127,12 +123,9 @@ def keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
             )
     own = config.keys
     pairs = None if own is None else [(key.hash, caller(key, config.budgets)) for key in own]
-    store = None
-    if ledger is not None:
-        with suppress(LedgerUnavailable):
-            store = ledger.keys()
-    if store is None:
+    if ledger is None:
         return None if pairs is None else Keyring(pairs)
+    store = ledger.keys()
 
     def load(version: int) -> tuple[int, list[Issued]] | None:
         if store.version() == version:
@@ -220,8 +213,8 @@ def complete(config: Config, router: Router) -> None:
 
         rules = {}
         for name, each in names.items():
-            most = each.budget
-            own = None if most is None else Budget(MIRROR_OF + name, **asdict(most))
+            budget = each.budget
+            own = None if budget is None else Budget(MIRROR_OF + name, **asdict(budget))
             rules[name] = Rule(each.target, each.share, own)
         router.observers.append(Mirror(router, rules))
 

@@ -146,7 +146,7 @@ def _end(value: object, now: float) -> float | None:
     if value is None:
         return None
     if isinstance(value, str) and _SPAN.fullmatch(value):
-        return now + _seconds(value, "expires")
+        return now + _seconds(value, "expires", least=1)
     forms = 'such as "90d", "12h", "2027-01-31" or "2027-01-31T12:00:00Z"'
     try:
         at = datetime.fromisoformat(value if isinstance(value, str) else "")
@@ -158,8 +158,8 @@ def _end(value: object, now: float) -> float | None:
     return seconds
 
 
-def _seconds(value: object, param: str) -> float:
-    seconds, least = 0 if value in (0, "0") else -1, 1 if param == "expires" else 0
+def _seconds(value: object, param: str, least: int = 0) -> float:
+    seconds = 0 if value in (0, "0") else -1
     if isinstance(value, str) and _SPAN.fullmatch(value):
         seconds = span_seconds(value)
     if not least <= seconds <= MAX_SECONDS:

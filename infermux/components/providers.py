@@ -124,7 +124,7 @@ def _check_overrides(registry: Registry, config: Config, problems: Problems) -> 
 
 
 def _unsaid(registry: Registry, target: Target, asked: InferRequest) -> str:
-    ask = getattr(registry.member(target.provider).provider, "unsaid", None)
+    ask = getattr(registry.get(target.provider), "unsaid", None)
     return "" if ask is None else ask(asked, target.model).meaning
 
 

@@ -304,12 +304,12 @@ def replayed(text: str) -> Replay:
             target: (why, math.inf if wait is None else wait)
             for target, (why, wait) in _by_target(known.get("shut", {})).items()
         }
-        state = known.get("state", {})
-        tables = {name: _by_target(state.get(name, {})) for name in _TABLES}
-        session = state.get("session", "")
-        state = State(cursor=state.get("cursor", 0), session=session, **tables)
+        told = known.get("state", {}).items()
+        state: JSON = {
+            name: _by_target(value) if name in _TABLES else value for name, value in told
+        }
         partial = tuple(map(Target.of, known.get("partial", ())))
-        snapshot = Snapshot(state, _by_target(known.get("unfit", {})), refused, partial)
+        snapshot = Snapshot(State(**state), _by_target(known.get("unfit", {})), refused, partial)
         then = Plan(
             route.name,
             route.strategy,

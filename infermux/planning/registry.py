@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from ..config.patterns import Pattern, is_pattern, pattern
@@ -224,8 +225,8 @@ class Registry:
             raise ModelNotFound(
                 f"{shown(route.name)} has no target at provider {provider!r}", param="provider"
             )
-        plain = route._replace(strategy="priority", then=(), weights=(), sticky=False)
-        return plain._replace(entries=tuple(targets))
+        own = tuple(targets)
+        return route._replace(strategy="priority", entries=own, then=(), weights=(), sticky=False)
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
         """Return the targets of *model* without duplicates; raise ModelNotFound."""
@@ -391,7 +392,7 @@ def _route(
         _answers(own),
         own.name if is_pattern(own.name) else "",
     )
-    if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
+    if len([*islice(flat(route), MAX_TARGETS + 1)]) > MAX_TARGETS:
         raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")
     return route
 

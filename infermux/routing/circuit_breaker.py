@@ -46,25 +46,25 @@ class BreakerState(NamedTuple):
 class Permit:
     """The permission for one call; succeeded, failed or neutral ends it."""
 
-    _breaker: CircuitBreaker
+    breaker: CircuitBreaker
     _changes: int  # of the circuit's state, before this call
     _started: bool = False
     _ended: bool = False
 
     def started(self, seconds: float) -> None:
         """Record that the first content came after *seconds*; a probe has then succeeded."""
-        self._breaker._start(self, seconds)
+        self.breaker._start(self, seconds)
 
     def succeeded(self, seconds: float | None = None) -> None:
         """Record success; *seconds* is the time to the first content, unless started() had it."""
-        self._breaker._end(self, failed=False, seconds=seconds)
+        self.breaker._end(self, failed=False, seconds=seconds)
 
     def failed(self, why: str = "") -> None:
-        self._breaker._end(self, failed=True, why=why)
+        self.breaker._end(self, failed=True, why=why)
 
     def neutral(self) -> None:
         """Record an end that says nothing about the provider: 4xx, 429, a client that left."""
-        self._breaker._end(self, failed=None)
+        self.breaker._end(self, failed=None)
 
 
 @dataclass(eq=False, kw_only=True)

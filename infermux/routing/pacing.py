@@ -42,7 +42,7 @@ class Pacer:
         if self._tpm is not None and own.tokens > self._tpm:
             raise self._refused(own, 0.0)
         with self._changed:
-            if not self._queue and (seconds := self._take(own.tokens)) is None:
+            if not self._queue and self._take(own.tokens) is None:
                 return own.tokens
             seconds = self._turn(own)
             if not waits or seconds > min(self.wait, deadline.remaining()):
@@ -61,16 +61,15 @@ class Pacer:
         end = time.monotonic() + self.wait
         while True:
             with self._changed:
-                seconds: float | None = _POLL
-                if self._queue[0] is own and (seconds := self._take(own.tokens)) is None:
+                is_first = self._queue[0] is own
+                if (seconds := self._take(own.tokens) if is_first else 0.0) is None:
                     return
                 left = end - time.monotonic()
                 if left <= 0 or deadline.expired:
                     raise self._refused(own, self._turn(own))
-                if self._queue[0] is not own:
+                if not is_first:
                     self._changed.wait(min(_POLL, left, deadline.remaining()))
-                    seconds = 0.0
-            for part in deadline.slices(min(seconds or 0.0, _POLL, left)):
+            for part in deadline.slices(min(seconds, _POLL, left)):
                 time.sleep(part)
             if deadline.on_wait is not None:
                 deadline.on_wait()

@@ -30,7 +30,6 @@ from ..errors import (
     BudgetExceeded,
     ClientGone,
     InferMuxError,
-    NoHealthyProvider,
     Paced,
     ProviderError,
     ProviderRateLimited,
@@ -325,9 +324,7 @@ class Router:
                         queue.keep(self.targets.followers(target, error, plan.route))
                     if (again := self._retry_at(call, target, error, deadline)) is not None:
                         queue.retry(target, again)
-            raise last or NoHealthyProvider(
-                "no provider for this model can answer now", retry_after=plan.retry_in
-            )
+            raise cast(InferMuxError, last)
         finally:
             last = None  # else a cycle: the error's traceback refers to this frame
 

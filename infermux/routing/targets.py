@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..admission import ConcurrencyLimiter
@@ -66,21 +67,14 @@ _ALL_SAID = Unsaid()
 _FAILURES = ProviderTimeout, ProviderUnavailable, StreamIncomplete
 
 
+@dataclass(slots=True)
 class TargetPermit:
     """The permission for one request to a target; its end is reported to the breaker."""
 
-    def __init__(
-        self,
-        breaker: CircuitBreaker,
-        permit: Permit,
-        limiter: ConcurrencyLimiter | None,
-        retries: RetryBudget,
-    ) -> None:
-        self._breaker = breaker
-        self._permit = permit
-        self._limiter = limiter
-        self._retries = retries
-        self._ended = False
+    _permit: Permit
+    _limiter: ConcurrencyLimiter | None
+    _retries: RetryBudget
+    _ended: bool = False
 
     def started(self, seconds: float) -> None:
         self._permit.started(seconds)
@@ -108,7 +102,7 @@ class TargetPermit:
             self._permit.neutral()
             own = error.retry_after
             default = QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS
-            self._breaker.cool_down(own or default, _why(error), stated=bool(own))
+            self._permit.breaker.cool_down(own or default, _why(error), stated=bool(own))
         elif not neutral and isinstance(error, _FAILURES):
             self._permit.failed(_why(error))
         else:
@@ -160,13 +154,11 @@ class TargetPool:
             with self._lock:
                 if len(self._breakers) >= MAX_TARGETS:
                     self._evict()
-                found = self._breakers.setdefault(target, self._made(target.provider))
+                made = self._own_breakers.get(target.provider, self._new_breaker)()
+                found = self._breakers.setdefault(target, made)
                 if target in self.forced_open or target.provider in self.forced_open:
                     found.open()
         return found
-
-    def _made(self, provider: str) -> CircuitBreaker:
-        return self._own_breakers.get(provider, self._new_breaker)()
 
     def settle(self, call: Call) -> None:
         """Correct the tokens that were counted in providers' rates to those that were used."""
@@ -246,7 +238,7 @@ class TargetPool:
                 "no provider for this model can answer now",
                 retry_after=breaker.snapshot().retry_in,
             )
-        return TargetPermit(breaker, permit, limiter, self.retry_budget(target.provider))
+        return TargetPermit(permit, limiter, self.retry_budget(target.provider))
 
     # -- for planning --
 

@@ -974,6 +974,14 @@ def test_the_check_before_a_reload_says_the_same_of_a_ledger(path):
         build.check(build.settings({}, write(text)))
 
 
+@pytest.mark.parametrize("place", ["providers.echo]", f"keys.a]\nhash = '{'0' * 64}'"])
+def test_limits_that_cannot_be_counted_stop_the_start(place):
+    Path("l.rates").mkdir()
+    text = f"[ledger]\npath = 'l.db'\n[{place}\nrpm = 5"
+    with pytest.raises(ConfigError, match=r"file l\.rates cannot be used"):
+        build.check(build.settings({}, write(text)))
+
+
 def test_a_directory_is_no_secret():
     Path("secret").mkdir()
     assert "secret" in said("[server]\nadmin_key = 'file:secret'")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ...dialects.openai.endpoints import ENDPOINTS, STORED
 from ...dialects.openai.metering import text_tokens
@@ -44,6 +44,7 @@ _TEXTS = ENDPOINTS.keys() - {"audio/speech", *STORED}  # whose answers have text
 _LATE = "did not answer in time"
 _throttle = LogThrottle(seconds=10.0)
 log = logging.getLogger("infermux")
+Made = TypeVar("Made")
 
 
 @dataclass(slots=True)
@@ -187,8 +188,7 @@ class Hooks:
                 raise TypeError(f"the request would be invalid: {error.message}") from None
             return with_own_body(old, new)
 
-        new: InferRequest = self.run("before", call, given, told, checked, lambda: old)
-        return new
+        return self.run("before", call, given, told, checked, lambda: old)
 
     def told(self, call: Call, *, streamed: bool, choice: int = 0) -> HookCall:
         """Return the HookCall of a call, the same one for all of its hooks."""
@@ -257,7 +257,7 @@ class Hooks:
             new = replace(new, details=details_of(response, new))
             return response if new == response else answered(response, new, form, choice)
 
-        made: InferResponse = self.run("after", call, given, told, checked, lambda: response)
+        made = self.run("after", call, given, told, checked, lambda: response)
         if made is not response:
             call.hooks["after"].ended("changed")
         return made
@@ -290,9 +290,9 @@ class Hooks:
         call: Call,
         value: Any,
         told: HookCall,
-        checked: Callable[[Any], Any],
-        otherwise: Callable[[], Any],
-    ) -> Any:
+        checked: Callable[[Any], Made],
+        otherwise: Callable[[], Made],
+    ) -> Made:
         """Return what `checked` makes of a hook's result; None stands for *value* itself.
 
         Raise the hook's refusal. If it fails, raise HookFailed or return *otherwise*.
@@ -326,7 +326,7 @@ class Hooks:
             if call.attempts and call.attempts[-1].ended is None:
                 ran.inside += took
 
-    def _failed(self, name: str, error: BaseException, otherwise: Callable[[], Any]) -> Any:
+    def _failed(self, name: str, error: BaseException, otherwise: Callable[[], Made]) -> Made:
         late = isinstance(error, _Late)
         why = f"{_LATE} ({self.timeout:g} s)" if late else f"raised {type(error).__name__}"
         is_open = self.on_error == "open"

@@ -35,12 +35,10 @@ class HookedStream(Stream):
         self._rewriter = StreamRewriter(self._form)
         self._begun: deque[Chunk] = deque()  # chunks that came before the caller read any
         self._ready: deque[Chunk] = deque()
-        self._tail: list[Chunk] | None = None  # chunks that wait for `after`
+        # chunks that wait for `after`
+        self._tail: list[Chunk] | None = [] if self._hooks.holds else None
         self._known = super().dialect
         self._calls: dict[int, HookCall] = {}
-        self._final: StreamAccumulator | None = None
-        if self._hooks.holds:
-            self._tail = []
 
     def started(self) -> Stream:
         """Run the hooks until there is something to send; a refusal can still set the status."""
@@ -87,15 +85,10 @@ class HookedStream(Stream):
 
     def _take(self, chunk: Chunk) -> None:
         """Let the hook see a chunk, and send what it makes of it, or keep that for `after`."""
-        found = [chunk]
-        if self._hooks.has("chunk"):
-            found = self._changed(chunk)
+        found = self._changed(chunk) if self._hooks.has("chunk") else [chunk]
         if self._tail is None and self._hooks.has("after") and chunk.finish_reason:
             self._tail = []
-        if self._tail is None:
-            self._ready.extend(found)
-        else:
-            self._tail += found
+        (self._ready if self._tail is None else self._tail).extend(found)
 
     def _changed(self, chunk: Chunk) -> list[Chunk]:
         for number, was in self._rewriter.choices(chunk):
@@ -129,10 +122,8 @@ class HookedStream(Stream):
         self, chunk: Chunk, choice: int, made: Callable[[list[Chunk]], list[Chunk]]
     ) -> list[Chunk]:
         call = self.call
-        context = self._calls.get(choice)
-        if context is None:
-            context = self._hooks.told(call, streamed=True, choice=choice)
-            self._calls[choice] = context
+        if (told := self._calls.get(choice)) is None:
+            told = self._calls[choice] = self._hooks.told(call, streamed=True, choice=choice)
 
         def checked(result: object) -> list[Chunk]:
             found = chunks_of(result, chunk)
@@ -141,7 +132,7 @@ class HookedStream(Stream):
             return made([chunk] if found == [chunk] else found)
 
         answer: list[Chunk] = self._hooks.run(
-            "chunk", call, chunk, context, checked, lambda: made([chunk])
+            "chunk", call, chunk, told, checked, lambda: made([chunk])
         )
         return answer
 
@@ -156,10 +147,10 @@ class HookedStream(Stream):
         except InferMuxError as error:
             self._refuse(error)
         self._tail = None
-        self._final = self._sent.copy()
+        sent = self._sent
+        self._sent = sent.copy()
         for chunk in tail:
-            self._final.add(chunk)
-        sent, self._sent = self._sent, self._final
+            self._sent.add(chunk)
         super()._end()
         self._sent = sent
         self._ready.extend(tail)
@@ -185,12 +176,10 @@ class HookedStream(Stream):
             new = spread(chunks, before, after)
             for old, now in zip(chunks, new, strict=True):
                 changed = old if now == old else _consistent(old, now)
-                has_content = old.has_content or changed.has_content
-                found += (
-                    self._rewriter.rewritten(old, [changed])
-                    if has_content
-                    else self._rewriter.passed(old)
-                )
+                if old.has_content or changed.has_content:
+                    found += self._rewriter.rewritten(old, [changed])
+                else:
+                    found += self._rewriter.passed(old)
             return found + self._rewriter.rest()
         except CannotRewrite:
             if self.call.request.passed is not None:
@@ -207,7 +196,7 @@ class HookedStream(Stream):
 
     def _finished(self, call: Call, error: BaseException | None) -> None:
         if call.answer is not None:
-            call.answer = (self._final or self._sent).text
+            call.answer = self._sent.text
         self._done(call, error)
 
 
