@@ -12,17 +12,7 @@ from ..errors import FailedAttempt, Failure, InferMuxError, ProviderError
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, new_id
-from ..types import (
-    ANONYMOUS,
-    NOTHING,
-    Caller,
-    Deadline,
-    OnWait,
-    Target,
-    TraceContext,
-    Usage,
-    Window,
-)
+from ..types import ANONYMOUS, Caller, Deadline, OnWait, Target, Usage, Window
 from . import Plan, is_sticky
 from .session import session_of
 from .settings import NameSettings
@@ -151,21 +141,6 @@ class Call:
     asked: InferRequest | None = None  # the request before a hook has changed it
     form: str = ""  # the format of the client, if its own body is not known
 
-    @classmethod
-    def begin(
-        cls,
-        request: InferRequest,
-        *,
-        caller: Caller,
-        api: str,
-        trace: TraceContext | None,
-        tags: Mapping[str, str] = NOTHING,
-    ) -> Call:
-        """Return a call that starts now, in *trace* if that is given."""
-        if trace is None:
-            return cls(request, caller, api, tags=tags)
-        return cls(request, caller, api, trace.trace_id, trace.parent_id, tags)
-
     @property
     def has_one_target(self) -> bool:
         return self.plan is not None and len(self.plan.targets) == 1
@@ -198,14 +173,6 @@ class Call:
         own = (self.settings.deadline if self.settings is not None else 0.0) or usual
         seconds = min([each for each in (self.patience, own) if each is not None], default=longest)
         return Deadline(seconds, by_client=seconds == self.patience, on_wait=self.on_wait)
-
-    def most_attempts(self, usual: int) -> int:
-        """Return the most upstream requests of the call: its name's, else *usual*."""
-        return (self.settings.attempts if self.settings is not None else 0) or usual
-
-    def limited(self, target: Target, deadline: Deadline) -> Deadline | None:
-        """Return the deadline that the name sets for an attempt at *target*, or None."""
-        return None if self.settings is None else self.settings.limited(target, deadline)
 
     def has_tried(self, target: Target) -> bool:
         return any(attempt.target == target for attempt in self.attempts)

@@ -96,17 +96,13 @@ class Registry:
         else:
             served = {name: self.providers(name) for name in names}
             found = {each.name: [n for n in served if each.name in served[n]] for each in self}
-        listed = [
-            {"name": name, "models": models} | self._passed(name)
-            for name, models in found.items()
-            if models or names is None
-        ]
+        listed = list[JSON]()
+        for name, models in found.items():
+            if models or names is None:
+                listed.append({"name": name, "models": models})
+                if endpoints := list(getattr(self.get(name), "endpoints", None) or ()):
+                    listed[-1]["endpoints"] = endpoints  # whose bytes pass as they are
         return {"providers": listed}
-
-    def _passed(self, name: str) -> JSON:
-        """Return what else a provider has, of which the bytes pass as they are."""
-        endpoints = getattr(self.get(name), "endpoints", ())
-        return {"endpoints": list(endpoints)} if endpoints else {}
 
     def providers(self, model: str) -> list[str]:
         """Return the names of the providers of *model*, in order; [] if it is unknown."""
@@ -168,8 +164,7 @@ class Registry:
             self._names[name] = defined
             return
         known = self._patterns | {pattern(name): defined}
-        order = sorted(known, key=lambda each: -each.specificity)
-        self._patterns = {each: known[each] for each in order}
+        self._patterns = dict(sorted(known.items(), key=lambda each: -each[0].specificity))
 
     def settings(self, route: Route) -> NameSettings | None:
         if not self.has_settings or not (route.pattern or route.name in self._names):
@@ -183,8 +178,9 @@ class Registry:
         alone = Route(route.name, (self.route(model),), pattern=route.pattern)
         return settings_of(alone, self._defined)
 
-    def _defined(self, route: Route) -> ModelConfig | None:
-        return self.pattern(route.pattern) if route.pattern else self._names.get(route.name)
+    def _defined(self, route: Route) -> ModelConfig:
+        own = self.pattern(route.pattern) if route.pattern else self._names.get(route.name)
+        return own or ModelConfig(route.name, ())
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -72,21 +72,18 @@ def has_settings(own: ModelConfig) -> bool:
     return bool(set_ or own.timeout != NameTimeouts())
 
 
-def settings_of(route: Route, defined: Callable[[Route], ModelConfig | None]) -> NameSettings:
+def settings_of(route: Route, defined: Callable[[Route], ModelConfig]) -> NameSettings:
     """Return the settings of a name's route; *defined* returns what is configured for a route."""
     own, targets = defined(route), dict[Target, TargetSettings]()
-    outer = TargetSettings() if own is None else TargetSettings().inside(own)
     for target, found in _each(route, TargetSettings(), defined):
         targets.setdefault(target, found)
-    attempts, deadline = (own.attempts, own.deadline) if own is not None else (0, 0.0)
-    return NameSettings(attempts, deadline, outer, targets)
+    return NameSettings(own.attempts, own.deadline, TargetSettings().inside(own), targets)
 
 
 def _each(
-    route: Route, outer: TargetSettings, defined: Callable[[Route], ModelConfig | None]
+    route: Route, outer: TargetSettings, defined: Callable[[Route], ModelConfig]
 ) -> Iterator[tuple[Target, TargetSettings]]:
-    own = defined(route)
-    found = outer if own is None else outer.inside(own)
+    found = outer.inside(defined(route))
     for entry in (*route.entries, *route.then):
         if isinstance(entry, Route):
             yield from _each(entry, found, defined)

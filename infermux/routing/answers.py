@@ -1,10 +1,9 @@
 """The cache of answers: the same request of the same caller gets the same answer.
 
 The key is a digest of the caller, its end user, the whole request, the whole route and the settings
-of its providers. Cached are
-complete answers without tool calls; those of streams as one answer, so each can be sent streamed
-or not, as the request asks, unless a vendor's own answer has more than our stream could express. A
-call that gets a cached answer sends nothing and costs nothing.
+of its providers. Cached are complete answers without tool calls; those of streams as one answer, so
+each can be sent streamed or not, as the request asks, unless a vendor's own answer has more than
+our stream could express. A call that gets a cached answer sends nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from hashlib import sha256
 from typing import Any
 
+from ..dialects import listed
 from ..dialects.blocks import whole
 from ..ledger import LedgerUnavailable
 from ..ledger.stores.answers import AnswerStore, Kept
@@ -54,9 +54,8 @@ log = logging.getLogger("infermux")
 class AnswerCache:
     """Caches answers in *store*."""
 
-    def __init__(self, store: AnswerStore, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: AnswerStore) -> None:
         self._store = store
-        self._clock = clock
         self.hooks = ""  # the hooks that have changed the answers: part of the key
         self._log = LogThrottle()
 
@@ -76,7 +75,7 @@ class AnswerCache:
         match = _MAX_AGE.search(control)
         if "no-cache" in control or (match is not None and not int(match[1])):
             return None
-        now = self._clock()
+        now = time.time()
         try:
             found = self._store.find(call.answer_key, now)
             if found is None or (match is not None and now - found.at > int(match[1])):
@@ -106,15 +105,10 @@ class AnswerCache:
         body = _encoded(response, call.attempts[-1].target)
         if len(body) > MAX_BODY:
             return
-        now = self._clock()
+        now, name = time.time(), route.pattern or route.name
+        end, most = now + policy.seconds, policy.most
         try:
-            self._store.keep(
-                call.answer_key,
-                route.pattern or route.name,
-                Kept(now, body),
-                expires=now + policy.seconds,
-                most=policy.most,
-            )
+            self._store.keep(call.answer_key, name, Kept(now, body), expires=end, most=most)
         except LedgerUnavailable as error:
             self._warn(error)
 
@@ -184,17 +178,11 @@ def may_be_cached(request: InferRequest) -> bool:
     acts = any(params.get(name) or body.get(name) for name in _EFFECTS)
     if request.op != CHAT or params.get("n") not in (None, 1) or acts:
         return False
-    return all(map(_is_own, (*_listed(params.get("tools")), *_listed(body.get("tools")))))
+    return all(map(_is_own, listed(params.get("tools")) + listed(body.get("tools"))))
 
 
-def _listed(tools: object) -> Sequence[Any]:
-    return tools if isinstance(tools, list) else ()
-
-
-def _is_own(tool: object) -> bool:
+def _is_own(tool: JSON) -> bool:
     """Whether the client, not the vendor, runs a tool of any format."""
-    if not isinstance(tool, dict):
-        return False
     if "functionDeclarations" in tool or "function_declarations" in tool:  # Google's
         return len(tool) == 1
     return tool.get("type") in _OWN_TOOLS or ("type" not in tool and "input_schema" in tool)

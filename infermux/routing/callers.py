@@ -53,8 +53,8 @@ def begun(
     who = users.of(request, user)
     if who is not None:
         caller = with_budget_of(caller, who.digest)
-    call = Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
-    call.user, call.end_user = who or ("", "")
+    call = Call(request, caller, api, *(trace or ())[:2])
+    call.tags, (call.user, call.end_user) = merged, who or ("", "")
     return call
 
 

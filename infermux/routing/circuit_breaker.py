@@ -137,13 +137,12 @@ class CircuitBreaker:
             now = self.clock()
             requests, calls, failures = self._window.totals(now)
             wait = self._wait(now)
-            state = "open" if now < self._open_until else "half_open"
+            state = "open" if now < self._open_until else "half_open" if self._is_open else "closed"
             reason, latency, in_flight = self._refusal(now), self._latency.at(now), self.in_flight
-            samples = list(self._latency.samples)
+            samples = sorted(self._latency.samples)
             told = (self._since, self._why) if reason or self._is_open else (None, "")
-        samples.sort()
         return BreakerState(
-            state if self._is_open else "closed",
+            state,
             reason,
             wait if wait < math.inf else None,
             latency,

@@ -17,6 +17,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
+from ..dialects import listed
 from ..dialects.responses import NAME as RESPONSES
 from ..errors import BudgetExceeded, ProviderError, ProviderRejected
 from ..ledger import Budget
@@ -38,7 +39,7 @@ _ACTS = (
     *("previous_response_id", "conversation", "background", "prompt", "container"),
     "mcp_servers",  # tools that the vendor calls, which would act twice
 )
-_throttle = LogThrottle(seconds=60.0)
+_throttle = LogThrottle()
 log = logging.getLogger("infermux")
 
 
@@ -222,10 +223,7 @@ def _may_be_copied(call: Call) -> bool:
     params = request.params
     if call.ids or params.get("store") is True or any(map(params.get, _ACTS)):
         return False
-    tools = params.get("tools")
-    return not any(
-        isinstance(tool, dict) and "mcp" in str(tool.get("type", "")) for tool in tools or ()
-    )
+    return not any("mcp" in str(tool.get("type")) for tool in listed(params.get("tools")))
 
 
 def _copied(call: Call, name: str, route: Route, rule: Rule, size: int) -> _Copy:

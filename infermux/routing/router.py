@@ -291,19 +291,20 @@ class Router:
 
         The limit of attempts and the deadline hold for all targets together.
         """
-        plan = cast(Plan, call.plan)
+        plan, own = cast(Plan, call.plan), call.settings
+        most = (own.attempts if own is not None else 0) or self.attempts
         failover = Deadline(FAILOVER_SECONDS if call.request.passed is None else CALL_SECONDS)
         queue = TargetQueue(plan.targets, self.targets.reserve(plan) if plan.dropped else ())
         last: InferMuxError | None = None
         try:
-            while queue and len(call.attempts) < call.most_attempts(self.attempts):
+            while queue and len(call.attempts) < most:
                 target, not_before = queue.next()
                 waits = queue.waits(target)
                 try:
                     if (waited := self._wait(call, target, not_before, deadline)) is None:
                         last = last or ProviderTimeout("no provider answered in time")
                         continue
-                    share = call.limited(target, deadline)
+                    share = None if own is None else own.limited(target, deadline)
                     if share is None:
                         others = queue.has_untried(call)
                         share = deadline.share(SHARE, failover) if others else deadline

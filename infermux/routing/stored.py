@@ -138,7 +138,6 @@ class Ids:
         given = {name: value for name in _MEMBERS if (value := request.params.get(name))}
         if not given or call.ids is not None:
             return
-        params = dict(request.params)
         found = {name: self._found(name, value, call.caller) for name, value in given.items()}
         targets = self._targets(request)
         for owners in found.values():
@@ -151,15 +150,14 @@ class Ids:
                 param=next(iter(given)),
             )
         provider = next(each.name for each in self.providers if each.name in targets)
-        call.ids = {}
+        call.ids, sent = {}, dict[str, Any]()
         for name, value in given.items():
             own = found[name][0].ident
             call.ids[own] = value["id"] if isinstance(value, dict) else value
-            params[name] = value | {"id": own} if isinstance(value, dict) else own
-        native = request.native
+            sent[name] = value | {"id": own} if isinstance(value, dict) else own
+        params, native = {**request.params, **sent}, request.native
         if native is not None and native.dialect == NAME:
-            text = native.body.replaced({name: params[name] for name in given})
-            native = Native(NAME, strict_json.document(text))
+            native = Native(NAME, strict_json.document(native.body.replaced(sent)))
         call.request = replace(request, params=params, native=native, provider=provider)
 
     def _targets(self, request: InferRequest) -> set[str]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,11 +110,9 @@ class Stream:
 
     def response(self) -> InferResponse:
         """Return the answer so far as one response."""
-        call = self.call
-        whole = self._sent.response(call.provider, call.attempts[-1].target.model)
-        tokens_in, tokens_out = call.tokens
+        call, (tokens_in, tokens_out) = self.call, self.call.tokens
         return replace(
-            whole,
+            self._sent.response(call.provider, call.attempts[-1].target.model),
             usage=call.usage,
             tokens_in=tokens_in,
             tokens_out=tokens_out,
@@ -170,27 +168,21 @@ def open_chunks(
         raise
 
 
+@dataclass
 class _Drain:
     """Decides by the state of its server when the streams of this process must end."""
 
-    def __init__(self, server: Any, grace: float) -> None:
-        self.server = server
-        self.grace = grace  # seconds from the start of the shutdown to the kill
-        self._stopped: float | None = None
+    server: Any
+    grace: float  # seconds from the start of the shutdown to the kill
+    _stopped: float = 0.0  # when the server was first seen to shut down
 
     def due(self) -> bool:
         """Whether open streams must end now."""
         if self.server.alive:
             return False
         now = time.monotonic()
-        self._stopped = now if self._stopped is None else self._stopped
+        self._stopped = self._stopped or now
         return now - self._stopped > self.grace - LAST_EVENT_SECONDS
-
-    def left(self) -> float:
-        self.due()
-        stopped = time.monotonic() if self._stopped is None else self._stopped
-        left = stopped + self.grace - LAST_EVENT_SECONDS - time.monotonic()
-        return max(0.0, left) if self.grace < math.inf else LAST_EVENT_SECONDS
 
 
 _drain = _Drain(SimpleNamespace(alive=True), math.inf)
@@ -198,8 +190,11 @@ _drain = _Drain(SimpleNamespace(alive=True), math.inf)
 
 def time_left() -> float:
     """Return the seconds that this process has before it is killed, if it is shutting down."""
-    left = _drain.left()
-    return left if left < math.inf else LAST_EVENT_SECONDS
+    if _drain.grace == math.inf:
+        return LAST_EVENT_SECONDS
+    _drain.due()
+    now = time.monotonic()
+    return max(0.0, (_drain._stopped or now) + _drain.grace - LAST_EVENT_SECONDS - now)
 
 
 def check_draining() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..admission import ConcurrencyLimiter
+from ..dialects import listed
 from ..dialects.parameters import Unsaid
 from ..errors import (
     ContentFiltered,
@@ -177,10 +178,8 @@ class TargetPool:
     def _evict(self) -> None:
         """Forget the oldest idle target that is not configured."""
         kept = set(self.registry.targets())
-        others = [each for each in self._breakers if each not in kept]
-        idle = (each for each in others if not self._breakers[each].in_flight)
-        if others:
-            del self._breakers[next(idle, others[0])]
+        if others := [each for each in self._breakers if each not in kept]:
+            del self._breakers[min(others, key=lambda each: self._breakers[each].in_flight > 0)]
 
     def followers(
         self, failed: Target, error: ProviderError, route: Route
@@ -259,9 +258,8 @@ class TargetPool:
         preferences. *session* is the digest of the call's session, if a strategy reads it.
         """
         targets, ordered = tuple(flat(route)), takes_turns(route)
-        refused, unfit = {}, self._unfit(targets, request, size)
         unable, partial = self._unsaid(targets, request) if len(targets) > 1 else ({}, ())
-        unfit = unable | unfit
+        refused, unfit = {}, unable | self._unfit(targets, request, size)
         for target in targets:
             breaker = self._breakers.get(target)
             if breaker is None or not (reason := breaker.refusal()):
@@ -324,14 +322,10 @@ class TargetPool:
         A model whose price is for input alone makes embeddings.
         """
         price, ask = self.price(target), self._of_provider(target, "unsaid")
+        able = {} if ask is None else _ABILITIES  # None: not a vendor's format
+        found = [name for name, each in able.items() if not ask(each, target.model).meaning]
         if price is not None and price.rates.output is None:
             found = ["embeddings"]
-        elif ask is None:  # not a vendor's format
-            found = []
-        else:
-            found = [
-                name for name, each in _ABILITIES.items() if not ask(each, target.model).meaning
-            ]
         lacks = self._lacks(target)
         return [name for name in found if name not in lacks]
 
@@ -358,7 +352,10 @@ class TargetPool:
         """Return the targets that cannot serve the request, each with the reason."""
         lacking = {target: self._lacks(target) for target in targets}
         needs = _needs(request) if any(lacking.values()) else set()
-        limits = self._limits(targets) if size or _may_be_long(request) else {}
+        native = request.native
+        is_long = native is not None and len(native.body.text) > LONG_REQUEST
+        is_long = is_long or bool(size) or _length(request) > LONG_REQUEST
+        limits = self._limits(targets) if is_long else {}
         if size is None and limits and _length(request) * MAX_DENSITY > min(limits.values()):
             size = estimate_messages(request.messages)
         unfit = {}
@@ -397,16 +394,9 @@ def _needs(request: InferRequest) -> set[str]:
     if request.params.get("response_format"):
         needs.add("structured output")
     for message in request.messages:
-        if isinstance(content := message.get("content"), list):
-            needs |= {"images" for part in content if part.get("type") == "image_url"}
+        parts = listed(message.get("content"))
+        needs |= {"images" for part in parts if part.get("type") == "image_url"}
     return needs
-
-
-def _may_be_long(request: InferRequest) -> bool:
-    """Whether the messages may exceed a model's context."""
-    native = request.native
-    told = native is not None and len(native.body.text) > LONG_REQUEST
-    return told or _length(request) > LONG_REQUEST
 
 
 def _length(request: InferRequest) -> int:

@@ -58,8 +58,8 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> JSO
         "model": call.model,
         "strategy": call.plan.strategy if call.plan else "",
         "status": error.status if error else 200,
-        "code": error.code if error else None,
-        "error": _told(call, error) if error else None,
+        "code": error and error.code,
+        "error": error and _told(call, error),
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "cost_usd": call.cost_usd,
@@ -78,7 +78,9 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> JSO
     if call.hooks:
         found["hooks_ms"] = round(call.hooks_ms, 1)
         found["hooks"] = ",".join(f"{name}:{run.outcome}" for name, run in call.hooks.items())
-    return found | ({"tried": [_tried(attempt) for attempt in call.attempts]} if tried else {})
+    if tried:
+        found["tried"] = [_tried(attempt) for attempt in call.attempts]
+    return found
 
 
 def _told(call: Call, error: Failure) -> str:
@@ -88,16 +90,16 @@ def _told(call: Call, error: Failure) -> str:
 
 
 def _tried(attempt: Attempt) -> JSON:
-    error = attempt.error
-    return {
+    error, ident = attempt.error, attempt.upstream_request_id
+    found: JSON = {
         "provider": attempt.target.provider,
         "model": attempt.served or attempt.target.model,
         "latency_ms": attempt.latency_ms,
         "waited_ms": round(attempt.waited * 1000),
-        "code": error.code if error else None,
-        "upstream_status": error.upstream_status if error else None,
-        **({"upstream_request_id": ident} if (ident := attempt.upstream_request_id) else {}),
+        "code": error and error.code,
+        "upstream_status": error and error.upstream_status,
     }
+    return found | ({"upstream_request_id": ident} if ident else {})
 
 
 def _head(seconds: float, level: int) -> JSON:

@@ -187,16 +187,13 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
     samples: dict[str, list[tuple[Key, Sequence[int]]]] = {name: [] for name in FAMILIES}
     known = {**counts, **{key: (value,) for key, value in gauges.items()}}
     for (name, *values), cells in sorted(known.items()):
-        if name in FAMILIES and len(values) == len(FAMILIES[name].labels):
-            samples[name].append((tuple(values), cells))
+        samples[name].append((tuple(values), cells))
     lines = []
     for name, family in FAMILIES.items():
         other = "counter" if name.endswith("_total") else "gauge"
         kind = "histogram" if family.bounds else other
         lines += [f"# HELP infermux_{name} {family.help}", f"# TYPE infermux_{name} {kind}"]
-        found = samples[name] or (
-            [] if family.labels else [((), [0] * (len(family.bounds) + 2 if family.bounds else 1))]
-        )
+        found = samples[name] or ([] if family.labels else [((), [0] * (len(family.bounds) + 2))])
         for labels, cells in found:
             pairs = [
                 f'{label}="{_escaped(value)}"'

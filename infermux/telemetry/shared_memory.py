@@ -144,11 +144,11 @@ class SharedMemory:
                 self._number = next(filter(self._lock_slot, range(SLOTS)), -1)
                 if self._number < 0:
                     log.error("too many workers: this one's metrics are not reported")
-                    self._own = WorkerSlot(memoryview(bytearray(_SLOT)))
+                    slot = WorkerSlot(memoryview(bytearray(_SLOT)))
                 else:
                     slot = self._slot(self._number)
                     slot.take_over()
-                    self._own = slot
+                self._own = slot
             return self._own
 
     def _slot(self, number: int) -> WorkerSlot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -39,16 +39,13 @@ class Reporter(Exporter[TraceSpan]):
 
     def sender(self) -> Send[TraceSpan]:
         """Return a function that sends spans over its own connection."""
-        opened: tuple[HTTPConnection, str] | None = None
+        opened = cache(lambda: unopened(self.url))
 
         def send(spans: list[TraceSpan]) -> int:
-            nonlocal opened
-            if opened is None:  # here, where an error only drops spans
-                opened = unopened(self.url)
             lost = 0
             for span in spans:
                 message = Message.wrap(self.source, TRACE_SPAN, span.to_dict(), checksum=True)
-                lost += not 200 <= _post(*opened, message.to_bytes()) < 300
+                lost += not 200 <= _post(*opened(), message.to_bytes()) < 300
             return lost
 
         return send

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from infermux import Chunk, InferRequest, Target, Usage
+from infermux import Chunk, EchoProvider, InferRequest, Router, Target, Usage
 from infermux.planning import Plan
 from infermux.planning.call import Attempt, Call, StreamAccumulator, for_target
-from infermux.types import ANONYMOUS, Caller, TraceContext
+from infermux.types import Caller, TraceContext
 
 
 def fold(*chunks: Chunk) -> StreamAccumulator:
@@ -131,9 +131,9 @@ def test_what_is_folded_changes_no_chunk() -> None:
 
 
 def test_a_call_in_a_trace_has_its_parent_and_a_span_of_its_own() -> None:
-    made = Call.begin(
-        InferRequest(), caller=Caller("web"), api="mist", trace=TraceContext("a" * 32, "b" * 16)
-    )
+    begin = Router([EchoProvider()]).begin
+    trace = TraceContext("a" * 32, "b" * 16)
+    made = begin(InferRequest(), caller=Caller("web"), api="mist", trace=trace)
     assert (made.trace_id, made.parent_id, made.caller.name, made.api) == (
         "a" * 32,
         "b" * 16,
@@ -141,7 +141,7 @@ def test_a_call_in_a_trace_has_its_parent_and_a_span_of_its_own() -> None:
         "mist",
     )
     assert len({made.trace_id, made.span_id, made.id}) == 3
-    alone = Call.begin(InferRequest(), caller=ANONYMOUS, api="mist", trace=None)
+    alone = begin(InferRequest())
     assert (len(alone.trace_id), alone.parent_id) == (32, "")
 
 

@@ -151,7 +151,7 @@ def call(
     cost: int | None = 1_500_000,
     context: TraceContext | None = None,
 ) -> Call:
-    made = Call.begin(InferRequest("asked"), caller=ANONYMOUS, api="library", trace=context)
+    made = Call(InferRequest("asked"), ANONYMOUS, "library", *(context or ())[:2])
     made.attempts = [Attempt(Target("second", "m2"), made.started, served="m2-0613")]
     made.usage, made.cost, made.finish_reason, made.error = Usage(7, 3), cost, "stop", error
     made.ended = made.started + 0.25

@@ -85,16 +85,12 @@ class Hooks:
             raise ConfigError(f'unseen must be "refuse" or "pass", not {unseen!r}')
         if not timeout > 0 or threads < 1:
             raise ConfigError("the timeout and the threads of hooks must be more than 0")
-        given = {"before": before, "after": after, "chunk": chunk}
-        self._hooks = {
-            name: hook_of(hook, name, NAMES[name])
-            for name, hook in given.items()
-            if hook is not None
-        }
-        self.names = {
-            name: (names or {}).get(name) or getattr(given[name], "__qualname__", name)
-            for name in self._hooks
-        }
+        self._hooks: dict[str, Hook] = {}
+        self.names: dict[str, Any] = {}
+        for name, hook in zip(NAMES, (before, after, chunk), strict=True):
+            if hook is not None:
+                self._hooks[name] = hook_of(hook, name, NAMES[name])
+                self.names[name] = (names or {}).get(name) or getattr(hook, "__qualname__", name)
         self.on_error, self.timeout, self.unseen = on_error, timeout, unseen
         self.holds = hold and "after" in self._hooks and "chunk" not in self._hooks
         self._threads = _Threads(threads)
@@ -137,11 +133,12 @@ class Hooks:
 
     def before(self, call: Call, *, streamed: bool) -> bool:
         """Let the hook see the request; return whether it has changed it. Raise its refusal."""
-        if (refused := self.refusal(call.request)) is not None:
+        old = call.request
+        if (refused := self.refusal(old)) is not None:
             raise refused
-        if "before" not in self._hooks or call.request.op in STORED:
+        if "before" not in self._hooks or old.op in STORED:
             return False
-        old, told = call.request, self.told(call, streamed=streamed)
+        told = self.told(call, streamed=streamed)
         if old.op == RESOURCE:
             new = stored.with_items(old, lambda seen: self._asked(call, seen, told))
         else:
@@ -168,7 +165,9 @@ class Hooks:
         else:
             return None
         why = f"this service checks each {why} ([hooks].unseen)"
-        return _refusal(HookRefused(why, status=403), name)
+        refused = HookRefused(why, status=403)
+        refused.hook = name
+        return refused
 
     def _asked(self, call: Call, old: InferRequest, told: HookCall) -> InferRequest:
         """Return the request that the hook returns; the same one if it has not changed it."""
@@ -192,11 +191,11 @@ class Hooks:
 
     def told(self, call: Call, *, streamed: bool, choice: int = 0) -> HookCall:
         """Return the HookCall of a call, the same one for all of its hooks."""
-        known: HookCall | None = call.told
-        if known is None:
+        if call.told is None:
             asked = call.request
             who = call.caller.name, asked.model, streamed, call.tags
-            call.told = known = HookCall(call.id, call.api, asked.op, *who)
+            call.told = HookCall(call.id, call.api, asked.op, *who)
+        known: HookCall = call.told
         known.provider = call.provider if call.attempts else ""
         return known if not choice else replace(known, choice=choice, state={})
 
@@ -244,7 +243,7 @@ class Hooks:
         except UnicodeDecodeError:
             if self.unseen == "refuse":
                 why = "a check of this service cannot look into this answer ([hooks].unseen)"
-                raise _refusal(HookRefused(why, status=403), "after") from None
+                raise having(HookRefused(why, status=403), hook="after") from None
             return response
 
     def _seen(
@@ -268,12 +267,15 @@ class Hooks:
         if native is None:
             return response
         known = places(form, strict_json.lenient(native[1]), number)
-        said: dict[str, Any] = {
-            "content": known.text("text"),
-            "reasoning": known.text("reasoning"),
-            "refusal": known.text("refusal"),
-        }
-        one = replace(response, tool_calls=(), details=(), extra={}, **said)
+        one = replace(
+            response,
+            content=known.text("text"),
+            reasoning=known.text("reasoning"),
+            refusal=known.text("refusal"),
+            tool_calls=(),
+            details=(),
+            extra={},
+        )
         told = self.told(call, streamed=False, choice=number)
         made = self._seen(call, one, told, form, number)
         if made is one:
@@ -311,7 +313,9 @@ class Hooks:
             job = self._threads.run(work, self.timeout, call)
             if isinstance(error := job.error, InferMuxError):
                 ran.ended("refused")
-                raise _refusal(error, name) from None
+                if not isinstance(error.status, int) or not 400 <= error.status < 600:
+                    error.status = 500  # one that HTTP has for errors
+                raise having(error, hook=name) from None
             if error is None:
                 try:
                     return checked(value if job.value is None else job.value)
@@ -353,14 +357,6 @@ def client_format(call: Call) -> str:
     if call.request.op == RESOURCE:
         return RESPONSES
     return call.form or (call.request.native.dialect if call.request.native is not None else "")
-
-
-def _refusal(error: InferMuxError, name: str) -> InferMuxError:
-    """Return a hook's error with a status that HTTP has for errors."""
-    error.hook = name
-    if not isinstance(error.status, int) or not 400 <= error.status < 600:
-        error.status = 500
-    return error
 
 
 def _copied(value: Any) -> Any:
@@ -423,16 +419,12 @@ class _Threads:
                 if job.done.wait(part):
                     return job
         finally:
-            if not job.done.is_set():
-                self._forget(job)
+            if not job.done.is_set():  # nobody waits for it: do not run it when a thread is free
+                with self._changed, suppress(ValueError):
+                    self._jobs.remove(job)
         job = _Job(work)  # the late one may still end
         job.error = _Late()
         return job
-
-    def _forget(self, job: _Job) -> None:
-        """Do not run a job for which nobody waits, where all threads hang."""
-        with self._changed, suppress(ValueError):
-            self._jobs.remove(job)
 
     def _serve(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from ...dialects import items, word
+from ...dialects import items, listed, word
 from ...dialects.sizes import number
 from ...errors import NotFound, ProviderAuthError, ProviderUnavailable, RequestError, shown
 from ...ledger import LedgerUnavailable
@@ -103,10 +103,8 @@ def client_ids(router: Router, call: Call, data: bytes) -> bytes:
 
 
 def _ids(body: JSON) -> Iterator[tuple[str, str]]:
-    objects = body["data"] if isinstance(body.get("data"), list) else [body]
-    for each in objects:
-        fields = _FIELDS.get(word(each.get("object")), {}) if isinstance(each, dict) else {}
-        for field, kind in fields.items():
+    for each in listed(body.get("data")) or [body]:
+        for field, kind in _FIELDS.get(word(each.get("object")), {}).items():
             if ident := word(each.get(field)):
                 yield ident, kind
 
