@@ -178,6 +178,25 @@ def test_what_a_hook_does_not_touch_reaches_the_client(redacting, vendors):
     assert got["choices"][0]["logprobs"] is None and got["usage"] == body["usage"]
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_change_that_would_cost_another_choice_is_a_failure(vendors, number):
+    def cite(answer, call):
+        if call.choice == number:
+            answer.annotations = [{"type": "url_citation", "url_citation": {"url": "http://x"}}]
+
+    body = json.loads(WHOLE["openai"](Turn("Hello")))
+    body["choices"].append(body["choices"][0] | {"index": 1})
+    asked = {"model": MODELS["openai"], "messages": [{"role": "user", "content": "hi"}], "n": 2}
+    for on_error, status in (("closed", 503), ("open", 200)):
+        vendors["openai"].script(reply(body))
+        hooks = {"after": cite, "on_error": on_error}
+        with Front(vendors["openai"].provider(), hooks=hooks) as front:
+            answer = front.ask("/v1/chat/completions", asked)
+            assert answer.status == status
+            assert front.spans[-1].attrs["hooks"] == {"after": "failed"}
+            assert status == 503 or json.loads(answer.data)["choices"] == body["choices"]
+
+
 def test_each_choice_of_a_stream_is_hidden_by_itself(redacting, vendors):
     def event(choice, text, finish=None):
         delta = {"content": text} if text else {}

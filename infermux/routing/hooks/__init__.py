@@ -220,12 +220,13 @@ class Hooks:
         if call.request.op not in (*_ANSWERS, *_TRANSCRIPTS) or response.extra.get("pending"):
             return response
         form = client_format(call) if dialect is None else dialect
-        told = self.told(call, streamed=dialect is not None)
-        response = self._seen(call, response, told, form)
-        native = response.native
+        told, native = self.told(call, streamed=dialect is not None), response.native
+        others = []
         if native is not None and native[0] == form and dialect is None:
-            for number in choices(form, strict_json.lenient(native[1])):
-                response = self._other(call, response, number, form)
+            others = choices(form, strict_json.lenient(native[1]))
+        response = self._seen(call, response, told, form, several=bool(others))
+        for number in others:
+            response = self._other(call, response, number, form)
         if call.answer is not None:
             call.answer = response.content
         return response
@@ -247,14 +248,24 @@ class Hooks:
             return response
 
     def _seen(
-        self, call: Call, response: InferResponse, told: HookCall, form: str, choice: int = 0
+        self,
+        call: Call,
+        response: InferResponse,
+        told: HookCall,
+        form: str,
+        choice: int = 0,
+        *,
+        several: bool = False,
     ) -> InferResponse:
         given = replace(response, **{name: _copied(getattr(response, name)) for name in _GIVEN})
 
         def checked(found: Any) -> InferResponse:
             new = answer_of(found, response)
             new = replace(new, details=details_of(response, new))
-            return response if new == response else answered(response, new, form, choice)
+            new = response if new == response else answered(response, new, form, choice)
+            if several and new.native is None:
+                raise TypeError("the body has other choices, and no place for this change")
+            return new
 
         made = self.run("after", call, given, told, checked, lambda: response)
         if made is not response:
@@ -263,10 +274,8 @@ class Hooks:
 
     def _other(self, call: Call, response: InferResponse, number: int, form: str) -> InferResponse:
         """Return an answer whose choice *number* is the one that the hook returns."""
-        native = response.native
-        if native is None:
-            return response
-        known = places(form, strict_json.lenient(native[1]), number)
+        assert response.native is not None
+        known = places(form, strict_json.lenient(response.native[1]), number)
         one = replace(
             response,
             content=known.text("text"),
@@ -277,11 +286,7 @@ class Hooks:
             extra={},
         )
         told = self.told(call, streamed=False, choice=number)
-        made = self._seen(call, one, told, form, number)
-        if made is one:
-            return response
-        if made.native is None:  # the body, which has other choices, has no place for it
-            raise HookFailed("an answer with several choices could not be changed")
+        made = self._seen(call, one, told, form, number, several=True)
         return replace(response, native=made.native)
 
     # -- running --
