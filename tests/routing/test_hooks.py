@@ -215,6 +215,55 @@ def test_each_choice_of_a_stream_is_hidden_by_itself(redacting, vendors):
     assert words == {0: "a [mail]", 1: "c [mail]"}
 
 
+CITED = [{"type": "url_citation", "url_citation": {"url": "http://x"}}]
+TWO = [("Hello ", 0), ("b", 1), ("you", 0), ("ob@x.org", 1), ("", 0), ("!", 1), ("", 1)]
+
+
+@pytest.mark.parametrize("on_error", ["closed", "open"])
+@pytest.mark.parametrize(
+    "more", [{}, {"hold": False}, {"chunk": lambda chunk: None}], ids=["held", "sent", "chunk"]
+)
+def test_the_whole_of_each_choice_of_a_stream_is_seen(vendors, more, on_error):
+    """Or else one could say what the first must not."""
+    seen = []
+
+    def hide(answer, call):
+        seen.append((call.choice, answer.content, answer.finish_reason))
+        answer.content = answer.content.replace("bob@x.org", "[mail]")
+
+    def cite(answer, call):
+        answer.annotations = CITED if call.choice else []
+
+    def refuse(answer):
+        if "bob@x.org" in answer.content:
+            raise errors.HookRefused("not this", status=451)
+
+    def ask(hook):
+        events = []
+        for text, number in TWO:
+            delta = {"content": text} if text else {}
+            one = {"index": number, "delta": delta, "finish_reason": None if text else "stop"}
+            events.append(openai_chunk(None, choices=[one]))
+        vendors["openai"].script(stream(*events, b"data: [DONE]\n\n"))
+        asked = {"model": MODELS["openai"], "messages": [{"role": "user", "content": "hi"}]}
+        hooks = {"after": hook, "on_error": on_error, **more}
+        with Front(vendors["openai"].provider(), hooks=hooks) as front:
+            answer = front.ask("/v1/chat/completions", asked | {"n": 2, "stream": True})
+            return answer, front.spans[-1].attrs["hooks"]["after"]
+
+    answer, outcome = ask(hide)
+    assert seen == [(0, "Hello you", "stop"), (1, "bob@x.org!", "stop")]
+    assert outcome == "changed"
+    assert (b"[mail]" in answer.data, b"ob@x.org" in answer.data) == (not more, bool(more))
+    answer, outcome = ask(refuse)
+    assert (answer.status, outcome) == (200 if more else 451, "refused")
+    assert b"[DONE]" not in answer.data
+    answer, outcome = ask(cite)
+    if not more:  # else what was sent stays as it is
+        assert (answer.status, outcome) == (503 if on_error == "closed" else 200, "failed")
+        assert (b"ob@x.org" in answer.data) is (on_error == "open")
+
+
 def test_a_stream_that_hooks_do_not_change_passes_as_it_is(vendors):
     events = EVENTS["anthropic"](Turn("Hello you", thought="Hm."))
     cited = anthropic_event(

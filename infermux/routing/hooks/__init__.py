@@ -215,7 +215,7 @@ class Hooks:
         if call.request.op == RESOURCE:
             told = self.told(call, streamed=False)
             return stored.as_seen(
-                response, call.request, lambda seen: self._seen(call, seen, told, RESPONSES)
+                response, call.request, lambda seen: self.seen(call, seen, told, RESPONSES)
             )
         if call.request.op not in (*_ANSWERS, *_TRANSCRIPTS) or response.extra.get("pending"):
             return response
@@ -224,7 +224,7 @@ class Hooks:
         others = []
         if native is not None and native[0] == form and dialect is None:
             others = choices(form, strict_json.lenient(native[1]))
-        response = self._seen(call, response, told, form, several=bool(others))
+        response = self.seen(call, response, told, form, several=bool(others))
         for number in others:
             response = self._other(call, response, number, form)
         if call.answer is not None:
@@ -237,7 +237,7 @@ class Hooks:
 
         def see(given: InferResponse, number: int) -> InferResponse:
             told = self.told(call, streamed=False, choice=number)
-            return self._seen(call, given, told, "")
+            return self.seen(call, given, told, "")
 
         try:
             return stored.as_passed(response, see)
@@ -247,7 +247,7 @@ class Hooks:
                 raise having(HookRefused(why, status=403), hook="after") from None
             return response
 
-    def _seen(
+    def seen(
         self,
         call: Call,
         response: InferResponse,
@@ -286,7 +286,7 @@ class Hooks:
             extra={},
         )
         told = self.told(call, streamed=False, choice=number)
-        made = self._seen(call, one, told, form, number, several=True)
+        made = self.seen(call, one, told, form, number, several=True)
         return replace(response, native=made.native)
 
     # -- running --
@@ -326,8 +326,7 @@ class Hooks:
                     return checked(value if job.value is None else job.value)
                 except Exception as wrong:  # what the hook returned cannot be used
                     error = wrong
-            ran.ended("failed")
-            return self._failed(name, error, otherwise)
+            return self.failed(name, call, error, otherwise)
         finally:
             error = None  # else a cycle: its traceback refers to this frame
             took = time.monotonic() - started
@@ -335,7 +334,11 @@ class Hooks:
             if call.attempts and call.attempts[-1].ended is None:
                 ran.inside += took
 
-    def _failed(self, name: str, error: BaseException, otherwise: Callable[[], Made]) -> Made:
+    def failed(
+        self, name: str, call: Call, error: BaseException, otherwise: Callable[[], Made]
+    ) -> Made:
+        """Return *otherwise* or raise HookFailed, as a hook has failed with *error*."""
+        call.hooks[name].ended("failed")
         late = isinstance(error, _Late)
         why = f"{_LATE} ({self.timeout:g} s)" if late else f"raised {type(error).__name__}"
         is_open = self.on_error == "open"

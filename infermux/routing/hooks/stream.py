@@ -10,7 +10,7 @@ from typing import Any
 from ...dialects.blocks import whole
 from ...dialects.rewriting import CannotRewrite, details_of
 from ...dialects.rewriting.streams import StreamRewriter, TranscriptRewriter, spread
-from ...errors import ClientGone, HookFailed, InferMuxError
+from ...errors import ClientGone, InferMuxError
 from ...planning.call import Call, StreamAccumulator
 from ...protocol import InferResponse
 from ...protocol.sse import Parser
@@ -18,6 +18,8 @@ from ...types import HEARTBEAT, Chunk
 from ..stream import Stream
 from . import HookCall, client_format
 from .results import chunks_of
+
+Others = dict[int, StreamAccumulator]  # the choices beyond the first, by number
 
 
 class HookedStream(Stream):
@@ -39,6 +41,7 @@ class HookedStream(Stream):
         self._tail: list[Chunk] | None = [] if self._hooks.holds else None
         self._known = super().dialect
         self._calls: dict[int, HookCall] = {}
+        self._others: Others = {}  # of what was sent
 
     def started(self) -> Stream:
         """Run the hooks until there is something to send; a refusal can still set the status."""
@@ -81,6 +84,8 @@ class HookedStream(Stream):
                 self._refuse(error)
         chunk = self._ready.popleft()
         self._sent.add(chunk)
+        if self._hooks.has("after") and not self._hooks.holds:
+            self._note(chunk, self._others)
         return chunk
 
     def _take(self, chunk: Chunk) -> None:
@@ -121,9 +126,7 @@ class HookedStream(Stream):
     def _hooked(
         self, chunk: Chunk, choice: int, made: Callable[[list[Chunk]], list[Chunk]]
     ) -> list[Chunk]:
-        call = self.call
-        if (told := self._calls.get(choice)) is None:
-            told = self._calls[choice] = self._hooks.told(call, streamed=True, choice=choice)
+        call, told = self.call, self._told(choice)
 
         def checked(result: object) -> list[Chunk]:
             found = chunks_of(result, chunk)
@@ -135,6 +138,11 @@ class HookedStream(Stream):
             "chunk", call, chunk, told, checked, lambda: made([chunk])
         )
         return answer
+
+    def _told(self, choice: int) -> HookCall:
+        if choice not in self._calls:
+            self._calls[choice] = self._hooks.told(self.call, streamed=True, choice=choice)
+        return self._calls[choice]
 
     # -- the end --
 
@@ -157,18 +165,51 @@ class HookedStream(Stream):
 
     def _whole(self, tail: list[Chunk]) -> list[Chunk]:
         """Return the last chunks that `after` returns; what has been sent stays as it is."""
+        others: Others = {} if self._hooks.holds else self._others
         seen = StreamAccumulator() if self._hooks.holds else self._sent.copy()
         for chunk in tail:
             seen.add(chunk)
-        target = self.call.attempts[-1].target
-        response = seen.response(self.call.provider, target.model)
+            self._note(chunk, others)
+        response = self._response(seen)
         made = self._hooks.after(self.call, response, dialect="")
+        for number, other in others.items():
+            tail = self._other_whole(tail, number, self._response(other))
         if made is response or not self._hooks.holds:
             return tail
-        return self._respread(tail, response, made)
+        return self._respread(tail, response, made, alone=not others)
+
+    def _note(self, chunk: Chunk, others: Others) -> None:
+        """Add the words of the other choices in an event to *others*."""
+        for number, said in self._rewriter.choices(chunk):
+            others.setdefault(number, StreamAccumulator()).add(said)
+
+    def _response(self, seen: StreamAccumulator) -> InferResponse:
+        return seen.response(self.call.provider, self.call.attempts[-1].target.model)
+
+    def _other_whole(self, tail: list[Chunk], number: int, before: InferResponse) -> list[Chunk]:
+        """Return the chunks with another choice as `after` returns it."""
+        after = self._hooks.seen(self.call, before, self._told(number), "")
+        if after is before or not self._hooks.holds:
+            return tail
+        spots = [
+            (at, was)
+            for at, chunk in enumerate(tail)
+            for each, was in self._rewriter.choices(chunk)
+            if each == number
+        ]
+        try:
+            found = list(tail)
+            new = spread([was for _, was in spots], before, after)
+            for (at, was), now in zip(spots, new, strict=True):
+                if was.finish_reason != now.finish_reason:
+                    raise CannotRewrite
+                found[at] = self._rewriter.with_choice(found[at], number, was, now)
+            return found
+        except CannotRewrite:
+            return self._unchanged(tail)
 
     def _respread(
-        self, chunks: list[Chunk], before: InferResponse, after: InferResponse
+        self, chunks: list[Chunk], before: InferResponse, after: InferResponse, *, alone: bool
     ) -> list[Chunk]:
         """Return the chunks of a stream that was held back and changed, if need be as one."""
         try:
@@ -182,11 +223,17 @@ class HookedStream(Stream):
                     found += self._rewriter.passed(old)
             return found + self._rewriter.rest()
         except CannotRewrite:
-            if self.call.request.passed is not None:
-                raise HookFailed("of such an answer only the content can be changed") from None
+            if self.call.request.passed is not None or not alone:
+                return self._unchanged(chunks)
             self._known = ""
             usage = next((each.usage for each in reversed(chunks) if each.usage), None)
             return list(whole(replace(after, usage=usage)))
+
+    def _unchanged(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Return chunks that have no place for the change, or raise HookFailed."""
+        error = TypeError("the vendor's stream has no place for this change")
+        answer: list[Chunk] = self._hooks.failed("after", self.call, error, lambda: chunks)
+        return answer
 
     def _refuse(self, error: InferMuxError) -> None:
         """End the stream with a hook's error, not the provider's, and raise it."""
