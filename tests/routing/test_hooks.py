@@ -264,6 +264,32 @@ def test_the_whole_of_each_choice_of_a_stream_is_seen(vendors, more, on_error):
         assert (b"ob@x.org" in answer.data) is (on_error == "open")
 
 
+@pytest.mark.parametrize(("hook", "streamed"), [("after", False), ("after", True), ("chunk", True)])
+def test_the_calls_of_each_choice_are_seen(vendors, hook, streamed):
+    def hide(found):
+        calls = json.loads(json.dumps(list(found.tool_calls)).replace("bob@x.org", "[mail]"))
+        if hook == "chunk":
+            return found._replace(tool_calls=calls)
+        found.tool_calls = calls
+        return found
+
+    choices = []
+    for number, name in enumerate(["f", "g"]):
+        function = {"name": name, "arguments": '{"to": "bob@x.org"}'}
+        call = {"index": 0, "id": f"call_{name}", "type": "function", "function": function}
+        said = {"role": "assistant", "content": None, "tool_calls": [call]}
+        said = {"delta" if streamed else "message": said}
+        choices.append({"index": number, "finish_reason": "tool_calls", **said})
+    events = [openai_chunk(None, choices=[each]) for each in choices]
+    whole = json.loads(WHOLE["openai"](ANSWER)) | {"choices": choices}
+    vendors["openai"].script(stream(*events, b"data: [DONE]\n\n") if streamed else reply(whole))
+    asked = {"model": MODELS["openai"], "messages": [{"role": "user", "content": "hi"}]}
+    with Front(vendors["openai"].provider(), hooks={hook: hide}) as front:
+        answer = front.ask("/v1/chat/completions", asked | {"n": 2, "stream": streamed})
+    assert answer.status == 200 and b"bob@x.org" not in answer.data
+    assert b"call_g" in answer.data and answer.data.count(b"[mail]") >= 2
+
+
 def test_a_stream_that_hooks_do_not_change_passes_as_it_is(vendors):
     events = EVENTS["anthropic"](Turn("Hello you", thought="Hm."))
     cited = anthropic_event(

@@ -106,8 +106,7 @@ def _rewritten(
             for spots in known.of(kind):
                 rewrite(spots, old, new)
             known.say_otherwise(kind)
-    if list(before.tool_calls) != list(after.tool_calls):
-        _recall(known.calls(), before.tool_calls, after.tool_calls)
+    recall(known.calls(), before.tool_calls, after.tool_calls)
     if list(before.details) != list(after.details):
         known.think(after.details, again=before.reasoning == after.reasoning)
     if before.finish_reason != after.finish_reason:
@@ -118,9 +117,11 @@ def _rewritten(
     return strict_json.encode(body)
 
 
-def _recall(spots: Sequence[Place], before: Iterable[JSON], after: Iterable[JSON]) -> None:
+def recall(spots: Sequence[Place], before: Iterable[JSON], after: Iterable[JSON]) -> None:
     """Write the arguments of changed calls; raise CannotRewrite for any other change."""
     was, now = list(before), list(after)
+    if was == now:
+        return
     if len(was) != len(now) or len(spots) != len(was):
         raise CannotRewrite
     for spot, old, new in zip(spots, was, now, strict=True):

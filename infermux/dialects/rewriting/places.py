@@ -57,6 +57,16 @@ class Places:
     def text(self, kind: str) -> str:
         return "".join(place.text for place in self.of(kind)[0])
 
+    def tool_calls(self) -> list[JSON]:
+        """Return the calls in OpenAI's form; Gemini's have no ids."""
+        one = _numbered(listed(self._body.get("choices")), self._choice)
+        said = members(one.get("delta")) or members(one.get("message"))
+        return listed(said.get("tool_calls")) or [
+            {"index": at, "type": "function", "function": {"name": name, "arguments": place.text}}
+            for at, place in enumerate(self.calls())
+            if (name := place.holder.get("name"))
+        ]
+
     @property
     def finish_reason(self) -> str | None:
         """The finish reason of a choice of OpenAI's, if it has one."""

@@ -15,7 +15,7 @@ from ...protocol import InferResponse, strict_json
 from ...protocol.sse import Event, Parser
 from ...types import JSON, Chunk
 from .. import listed, members, without
-from . import KINDS, CannotRewrite, arguments, divided, rewrite, with_arguments
+from . import KINDS, CannotRewrite, arguments, divided, recall, rewrite, with_arguments
 from .places import Place, choices, places
 
 _FRAMED = ("openai", "anthropic", "responses")  # whose native chunks are events; Gemini's are JSON
@@ -77,7 +77,7 @@ class StreamRewriter:
         for number in choices(chunk.dialect, body):
             known = places(chunk.dialect, body, number)
             said: dict[str, Any] = {kind: known.text(kind) for kind in KINDS}
-            said["finish_reason"] = known.finish_reason
+            said |= {"finish_reason": known.finish_reason, "tool_calls": known.tool_calls()}
             if any(said.values()):
                 found.append((number, Chunk(**said)))
         return found
@@ -91,6 +91,7 @@ class StreamRewriter:
                 known.add(kind, getattr(now, kind))
             else:
                 _replace(known, kind, getattr(was, kind), getattr(now, kind))
+        recall(known.calls(), was.tool_calls, now.tool_calls)
         more = now.text if chunk.more == was.text else chunk.more
         return _with(chunk, body)._replace(more=more)
 

@@ -281,7 +281,7 @@ class Hooks:
             content=known.text("text"),
             reasoning=known.text("reasoning"),
             refusal=known.text("refusal"),
-            tool_calls=(),
+            tool_calls=known.tool_calls(),
             details=(),
             extra={},
         )

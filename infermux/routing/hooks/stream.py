@@ -119,7 +119,9 @@ class HookedStream(Stream):
                 kind: "".join(getattr(each, kind) for each in found)
                 for kind in ("text", "reasoning", "refusal")
             }
-            return [self._rewriter.with_choice(chunk, number, was, Chunk(**said))]
+            calls = [call for each in found for call in each.tool_calls]
+            now = Chunk(tool_calls=calls, **said)
+            return [self._rewriter.with_choice(chunk, number, was, now)]
 
         return self._hooked(was, number, rewritten)[0]
 
