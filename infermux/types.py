@@ -44,13 +44,13 @@ def after_fork(function: Callable[[], object]) -> None:
         os.register_at_fork(after_in_child=function)
 
 
-_forked: weakref.WeakSet[Any] = weakref.WeakSet()
-after_fork(lambda: [each._reset() for each in list(_forked)])
+_forked: weakref.WeakKeyDictionary[Any, Callable[[Any], object]] = weakref.WeakKeyDictionary()
+after_fork(lambda: [reset(each) for each, reset in list(_forked.items())])
 
 
-def reset_after_fork(each: Any) -> None:
-    """Have `_reset` of an object called in the child processes."""
-    _forked.add(each)
+def reset_after_fork(each: Any, reset: Callable[[Any], object]) -> None:
+    """Have *reset* called with an object in the child processes."""
+    _forked[each] = reset
 
 
 def is_readable(sock: Any, seconds: float = 0.0) -> bool:

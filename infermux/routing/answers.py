@@ -13,12 +13,11 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from hashlib import sha256
 from typing import Any
 
-from ..dialects import listed
 from ..dialects.blocks import whole
 from ..ledger import LedgerUnavailable
 from ..ledger.stores.answers import AnswerStore, Kept
@@ -178,11 +177,17 @@ def may_be_cached(request: InferRequest) -> bool:
     acts = any(params.get(name) or body.get(name) for name in _EFFECTS)
     if request.op != CHAT or params.get("n") not in (None, 1) or acts:
         return False
-    return all(map(_is_own, listed(params.get("tools")) + listed(body.get("tools"))))
+    return all(map(_is_own, (*_listed(params.get("tools")), *_listed(body.get("tools")))))
 
 
-def _is_own(tool: JSON) -> bool:
+def _listed(tools: object) -> Sequence[Any]:
+    return tools if isinstance(tools, list) else ()
+
+
+def _is_own(tool: object) -> bool:
     """Whether the client, not the vendor, runs a tool of any format."""
+    if not isinstance(tool, dict):
+        return False
     if "functionDeclarations" in tool or "function_declarations" in tool:  # Google's
         return len(tool) == 1
     return tool.get("type") in _OWN_TOOLS or ("type" not in tool and "input_schema" in tool)

@@ -99,7 +99,7 @@ class Mirror:
             name: Caller(MIRROR_OF + name, budget=rule.budget) for name, rule in rules.items()
         }
         self._reset()
-        reset_after_fork(self)
+        reset_after_fork(self, Mirror._reset)
 
     def _reset(self) -> None:
         self._state = threading.Condition()

@@ -45,7 +45,7 @@ class Exporter(Generic[Item]):
         self._linger = linger
         self._reset()
         _exporters.add(self)
-        reset_after_fork(self)
+        reset_after_fork(self, Exporter._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

@@ -127,7 +127,7 @@ class SharedMemory:
         self._head = self._memory[: _HEAD * _WORD].cast("q")
         self._commands = self._memory[_HEAD * _WORD : _FRONT]
         self._reset()
-        reset_after_fork(self)
+        reset_after_fork(self, SharedMemory._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

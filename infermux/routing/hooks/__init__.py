@@ -215,7 +215,7 @@ class Hooks:
         if call.request.op == RESOURCE:
             told = self.told(call, streamed=False)
             return stored.as_seen(
-                response, call.request, lambda seen: self.seen(call, seen, told, RESPONSES)
+                response, call.request, lambda given: seen(self, call, given, told, RESPONSES)
             )
         if call.request.op not in (*_ANSWERS, *_TRANSCRIPTS) or response.extra.get("pending"):
             return response
@@ -224,7 +224,7 @@ class Hooks:
         others = []
         if native is not None and native[0] == form and dialect is None:
             others = choices(form, strict_json.lenient(native[1]))
-        response = self.seen(call, response, told, form, several=bool(others))
+        response = seen(self, call, response, told, form, several=bool(others))
         for number in others:
             response = self._other(call, response, number, form)
         if call.answer is not None:
@@ -237,7 +237,7 @@ class Hooks:
 
         def see(given: InferResponse, number: int) -> InferResponse:
             told = self.told(call, streamed=False, choice=number)
-            return self.seen(call, given, told, "")
+            return seen(self, call, given, told, "")
 
         try:
             return stored.as_passed(response, see)
@@ -246,31 +246,6 @@ class Hooks:
                 why = "a check of this service cannot look into this answer ([hooks].unseen)"
                 raise having(HookRefused(why, status=403), hook="after") from None
             return response
-
-    def seen(
-        self,
-        call: Call,
-        response: InferResponse,
-        told: HookCall,
-        form: str,
-        choice: int = 0,
-        *,
-        several: bool = False,
-    ) -> InferResponse:
-        given = replace(response, **{name: _copied(getattr(response, name)) for name in _GIVEN})
-
-        def checked(found: Any) -> InferResponse:
-            new = answer_of(found, response)
-            new = replace(new, details=details_of(response, new))
-            new = response if new == response else answered(response, new, form, choice)
-            if several and new.native is None:
-                raise TypeError("the body has other choices, and no place for this change")
-            return new
-
-        made = self.run("after", call, given, told, checked, lambda: response)
-        if made is not response:
-            call.hooks["after"].ended("changed")
-        return made
 
     def _other(self, call: Call, response: InferResponse, number: int, form: str) -> InferResponse:
         """Return an answer whose choice *number* is the one that the hook returns."""
@@ -286,7 +261,7 @@ class Hooks:
             extra={},
         )
         told = self.told(call, streamed=False, choice=number)
-        made = self.seen(call, one, told, form, number, several=True)
+        made = seen(self, call, one, told, form, number, several=True)
         return replace(response, native=made.native)
 
     # -- running --
@@ -326,7 +301,7 @@ class Hooks:
                     return checked(value if job.value is None else job.value)
                 except Exception as wrong:  # what the hook returned cannot be used
                     error = wrong
-            return self.failed(name, call, error, otherwise)
+            return failed(self, name, call, error, otherwise)
         finally:
             error = None  # else a cycle: its traceback refers to this frame
             took = time.monotonic() - started
@@ -334,30 +309,58 @@ class Hooks:
             if call.attempts and call.attempts[-1].ended is None:
                 ran.inside += took
 
-    def failed(
-        self, name: str, call: Call, error: BaseException, otherwise: Callable[[], Made]
-    ) -> Made:
-        """Return *otherwise* or raise HookFailed, as a hook has failed with *error*."""
-        call.hooks[name].ended("failed")
-        late = isinstance(error, _Late)
-        why = f"{_LATE} ({self.timeout:g} s)" if late else f"raised {type(error).__name__}"
-        is_open = self.on_error == "open"
-        if _throttle.due():
-            what = "is sent as it is" if is_open else "fails"
-            log.error(
-                "the hook %s (%s) %s; the %s %s", name, self.names[name], why, NAMES[name], what,
-                exc_info=None if late else error,
-            )  # fmt: skip
-        if is_open:
-            return otherwise()
-        told = _LATE if late else "failed"
-        what = f"a check of this service {told}; the {NAMES[name]} was not let pass"
-        raise having(HookFailed(what), hook=name) from None
-
 
 _SEEN = ("messages", "params", "meta")  # the members of a request that a hook may change in place
 _GIVEN = ("tool_calls", "details", "extra", "annotations", "images")  # likewise of an answer
 _READ = ("model", "provider", *_SEEN)
+
+
+def seen(
+    hooks: Hooks,
+    call: Call,
+    response: InferResponse,
+    told: HookCall,
+    form: str,
+    choice: int = 0,
+    *,
+    several: bool = False,
+) -> InferResponse:
+    """Return an answer, or choice, as `after` returns it; *several*: its body has others, too."""
+    given = replace(response, **{name: _copied(getattr(response, name)) for name in _GIVEN})
+
+    def checked(found: Any) -> InferResponse:
+        new = answer_of(found, response)
+        new = replace(new, details=details_of(response, new))
+        new = response if new == response else answered(response, new, form, choice)
+        if several and new.native is None:
+            raise TypeError("the body has other choices, and no place for this change")
+        return new
+
+    made = hooks.run("after", call, given, told, checked, lambda: response)
+    if made is not response:
+        call.hooks["after"].ended("changed")
+    return made
+
+
+def failed(
+    hooks: Hooks, name: str, call: Call, error: BaseException, otherwise: Callable[[], Made]
+) -> Made:
+    """Return *otherwise* or raise HookFailed, as a hook has failed with *error*."""
+    call.hooks[name].ended("failed")
+    late = isinstance(error, _Late)
+    why = f"{_LATE} ({hooks.timeout:g} s)" if late else f"raised {type(error).__name__}"
+    is_open = hooks.on_error == "open"
+    if _throttle.due():
+        what = "is sent as it is" if is_open else "fails"
+        log.error(
+            "the hook %s (%s) %s; the %s %s", name, hooks.names[name], why, NAMES[name], what,
+            exc_info=None if late else error,
+        )  # fmt: skip
+    if is_open:
+        return otherwise()
+    told = _LATE if late else "failed"
+    what = f"a check of this service {told}; the {NAMES[name]} was not let pass"
+    raise having(HookFailed(what), hook=name) from None
 
 
 def client_format(call: Call) -> str:
@@ -406,7 +409,7 @@ class _Threads:
     def __init__(self, most: int) -> None:
         self._most = most
         self._reset()
-        reset_after_fork(self)
+        reset_after_fork(self, _Threads._reset)
 
     def _reset(self) -> None:
         self._changed = threading.Condition(threading.Lock())

@@ -16,7 +16,7 @@ from ...protocol import InferResponse
 from ...protocol.sse import Parser
 from ...types import HEARTBEAT, Chunk
 from ..stream import Stream
-from . import HookCall, client_format
+from . import HookCall, client_format, failed, seen
 from .results import chunks_of
 
 Others = dict[int, StreamAccumulator]  # the choices beyond the first, by number
@@ -190,7 +190,7 @@ class HookedStream(Stream):
 
     def _other_whole(self, tail: list[Chunk], number: int, before: InferResponse) -> list[Chunk]:
         """Return the chunks with another choice as `after` returns it."""
-        after = self._hooks.seen(self.call, before, self._told(number), "")
+        after = seen(self._hooks, self.call, before, self._told(number), "")
         if after is before or not self._hooks.holds:
             return tail
         spots = [
@@ -234,7 +234,7 @@ class HookedStream(Stream):
     def _unchanged(self, chunks: list[Chunk]) -> list[Chunk]:
         """Return chunks that have no place for the change, or raise HookFailed."""
         error = TypeError("the vendor's stream has no place for this change")
-        answer: list[Chunk] = self._hooks.failed("after", self.call, error, lambda: chunks)
+        answer: list[Chunk] = failed(self._hooks, "after", self.call, error, lambda: chunks)
         return answer
 
     def _refuse(self, error: InferMuxError) -> None:
