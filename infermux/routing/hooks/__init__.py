@@ -237,7 +237,7 @@ class Hooks:
 
         def see(given: InferResponse, number: int) -> InferResponse:
             told = self.told(call, streamed=False, choice=number)
-            return seen(self, call, given, told, "")
+            return seen(self, call, given, told)
 
         try:
             return stored.as_passed(response, see)
@@ -320,7 +320,7 @@ def seen(
     call: Call,
     response: InferResponse,
     told: HookCall,
-    form: str,
+    form: str = "",
     choice: int = 0,
     *,
     several: bool = False,

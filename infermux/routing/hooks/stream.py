@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -45,15 +46,11 @@ class HookedStream(Stream):
 
     def started(self) -> Stream:
         """Run the hooks until there is something to send; a refusal can still set the status."""
-        try:
-            while True:
-                chunk = self._next()
-                if chunk is not HEARTBEAT:
+        with suppress(StopIteration):
+            chunk = HEARTBEAT
+            while not chunk.has_content:
+                if (chunk := self._next()) is not HEARTBEAT:
                     self._begun.append(chunk)
-                if chunk.has_content:
-                    break
-        except StopIteration:
-            pass
         return self
 
     @property
@@ -102,10 +99,7 @@ class HookedStream(Stream):
             return self._rewriter.passed(chunk)
 
         def rewritten(found: list[Chunk]) -> list[Chunk]:
-            try:
-                return self._rewriter.rewritten(chunk, [_consistent(chunk, each) for each in found])
-            except CannotRewrite:
-                raise TypeError("the vendor's stream has no place for this change") from None
+            return self._rewriter.rewritten(chunk, [_consistent(chunk, each) for each in found])
 
         return self._hooked(chunk, 0, rewritten)
 
@@ -190,7 +184,7 @@ class HookedStream(Stream):
 
     def _other_whole(self, tail: list[Chunk], number: int, before: InferResponse) -> list[Chunk]:
         """Return the chunks with another choice as `after` returns it."""
-        after = seen(self._hooks, self.call, before, self._told(number), "")
+        after = seen(self._hooks, self.call, before, self._told(number))
         if after is before or not self._hooks.holds:
             return tail
         spots = [
@@ -207,8 +201,8 @@ class HookedStream(Stream):
                     raise CannotRewrite
                 found[at] = self._rewriter.with_choice(found[at], number, was, now)
             return found
-        except CannotRewrite:
-            return self._unchanged(tail)
+        except CannotRewrite as error:
+            return failed(self._hooks, "after", self.call, error, lambda: tail)
 
     def _respread(
         self, chunks: list[Chunk], before: InferResponse, after: InferResponse, *, alone: bool
@@ -224,18 +218,12 @@ class HookedStream(Stream):
                 else:
                     found += self._rewriter.passed(old)
             return found + self._rewriter.rest()
-        except CannotRewrite:
+        except CannotRewrite as error:
             if self.call.request.passed is not None or not alone:
-                return self._unchanged(chunks)
+                return failed(self._hooks, "after", self.call, error, lambda: chunks)
             self._known = ""
             usage = next((each.usage for each in reversed(chunks) if each.usage), None)
             return list(whole(replace(after, usage=usage)))
-
-    def _unchanged(self, chunks: list[Chunk]) -> list[Chunk]:
-        """Return chunks that have no place for the change, or raise HookFailed."""
-        error = TypeError("the vendor's stream has no place for this change")
-        answer: list[Chunk] = failed(self._hooks, "after", self.call, error, lambda: chunks)
-        return answer
 
     def _refuse(self, error: InferMuxError) -> None:
         """End the stream with a hook's error, not the provider's, and raise it."""
