@@ -160,11 +160,11 @@ def warnings(config: Config, router: Router) -> list[str]:
             "or set environment = true there"
         ]
     used = {target.provider for target in registry.targets()}
-    unlisted = [each.name for each in registry if each.name not in used]
     found = [
-        f"provider {name!r} lists no model: only {name}/MODEL reaches it; "
-        f"set [providers.{name}].models"
-        for name in unlisted
+        f"provider {each.name!r} lists no model: only {each.name}/MODEL reaches it; "
+        f"set [providers.{each.name}].models"
+        for each in registry
+        if each.name not in used
     ]
     found += _unseen(config, registry)
     found += [

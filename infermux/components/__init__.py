@@ -22,7 +22,6 @@ from ..config.settings import (
     HooksConfig,
     KeyConfig,
     LedgerConfig,
-    OwnBreaker,
     TeamConfig,
     caller_key,
 )
@@ -50,8 +49,7 @@ log = logging.getLogger("infermux")
 def concurrency(config: Config, serving: bool) -> dict[str, int]:
     """Return each provider's concurrency limit: by default half the threads, as one may hang."""
     half = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
-    limits = {each.name: each.concurrency or half for each in config.providers}
-    return {name: limit for name, limit in limits.items() if limit}
+    return {each.name: limit for each in config.providers if (limit := each.concurrency or half)}
 
 
 def users(config: Config) -> Users:
@@ -85,10 +83,8 @@ def breakers(config: Config) -> dict[str, Callable[[], CircuitBreaker]]:
     """Return the factories of circuit breakers, for providers with settings of their own."""
     usual, found = config.reliability.circuit_breaker, dict[str, Callable[[], CircuitBreaker]]()
     for each in config.providers:
-        own = each.circuit_breaker
-        if own != OwnBreaker():
-            merged = {name: value for name, value in asdict(own).items() if value}
-            found[each.name] = breaker(replace(usual, **merged))
+        if own := {name: value for name, value in asdict(each.circuit_breaker).items() if value}:
+            found[each.name] = breaker(replace(usual, **own))
     return found
 
 

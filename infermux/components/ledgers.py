@@ -20,9 +20,8 @@ EXTRA = "[ledger].url needs psycopg: pip install 'infermux[postgres]'"
 def ledger(config: Config, serving: bool) -> Ledger | None:
     """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
     settings = config.ledger or LedgerConfig()
-    keys = [key for key in config.keys or () if key.budget or key.user_budget]
     mirrors = [each for each in config.models if each.mirror and each.mirror.budget]
-    budgets = [f"[keys.{key.name}]" for key in keys]
+    budgets = [f"[keys.{key.name}]" for key in config.keys or () if key.budget or key.user_budget]
     budgets += [f"[budgets.{team.name}]" for team in config.budgets]
     budgets += [f"[models.{each.name}].mirror" for each in mirrors]
     if settings.url is not None and settings.path not in (FILE, ""):

@@ -65,8 +65,7 @@ def within(
             found |= dict.fromkeys(name for name in known if covers((each,), name))
         else:
             found[each] = None
-    served = {name: registry.providers(name) for name in found}
-    return {name: providers for name, providers in served.items() if providers}
+    return {name: served for name in found if (served := registry.providers(name))}
 
 
 def priced(table: PriceTable) -> Models:

@@ -78,15 +78,14 @@ class CircuitBreaker:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._window = _Window(self.window / _PARTS)
-        self._latency = _Latency(self.window)
+        self._forget()
         self._is_open = False
         self.forced_open = False  # by an operator
         self._open_until = self._cool_until = self._stated_until = -math.inf
         self._probe: Permit | None = None
         self.changes = 0  # of the circuit's state
         self.in_flight = 0  # calls
-        self._in_row = self._trips = 0
+        self._in_row = 0
         self._since: float | None = None
         self._why = ""
 
@@ -174,11 +173,14 @@ class CircuitBreaker:
         """Close the circuit and forget all history, except for calls in flight."""
         self.close()
         with self._lock:
-            self._trips = 0
-            self._window = _Window(self.window / _PARTS)
-            self._latency = _Latency(self.window)
+            self._forget()
 
     # -- under the lock --
+
+    def _forget(self) -> None:
+        self._trips = 0
+        self._window = _Window(self.window / _PARTS)
+        self._latency = _Latency(self.window)
 
     def _wait(self, now: float) -> float:
         """Return the seconds until a call would be admitted, or infinity if that is unknown."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from ..errors import Paced
+from ..errors import Paced, having
 from ..planning.call import Call
 from ..types import Deadline, Rates
 
 _POLL = 0.25  # seconds between two checks, as other processes use the same rates
 
 
-class _Waiting(NamedTuple):
-    """A call that waits for its turn; compared by identity."""
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A call that waits for its turn."""
 
     tokens: int
 
@@ -39,20 +40,22 @@ class Pacer:
         If it *waits*, wait for its turn; else, or if that takes too long, raise Paced.
         """
         own = _Waiting(call.input_size if self._tpm is not None else 0)
-        if self._tpm is not None and own.tokens > self._tpm:
-            raise self._refused(own, 0.0)
+        if self._tpm is not None and own.tokens > self._tpm:  # a retry cannot help
+            place, code = f"[providers.{self.provider}].tpm", "request_too_large"
+            what = f"the request has about {own.tokens} tokens, more than {place}"
+            raise having(Paced(what), status=413, code=code, type=code, retry_after=None)
         with self._changed:
             if not self._queue and self._take(own.tokens) is None:
                 return own.tokens
             seconds = self._turn(own)
             if not waits or seconds > min(self.wait, deadline.remaining()):
-                raise self._refused(own, seconds)
+                raise self._refused(seconds)
             self._queue.append(own)
         try:
             self._wait(own, deadline)
         finally:
             with self._changed:
-                self._queue = deque(each for each in self._queue if each is not own)
+                self._queue.remove(own)
                 self._changed.notify_all()
         return own.tokens
 
@@ -66,7 +69,7 @@ class Pacer:
                     return
                 left = end - time.monotonic()
                 if left <= 0 or deadline.expired:
-                    raise self._refused(own, self._turn(own))
+                    raise self._refused(self._turn(own))
                 if not is_first:
                     self._changed.wait(min(_POLL, left, deadline.remaining()))
             for part in deadline.slices(min(seconds, _POLL, left)):
@@ -90,15 +93,8 @@ class Pacer:
             self._name, rpm=self._rpm, tpm=self._tpm, requests=len(before) + 1, tokens=tokens
         )
 
-    def _refused(self, own: _Waiting, seconds: float) -> Paced:
-        place = f"[providers.{self.provider}]"
-        if self._tpm is not None and own.tokens > self._tpm:
-            what = f"the request has about {own.tokens} tokens, more than {place}.tpm"
-            error = Paced(what)  # a retry cannot help
-            error.status, error.retry_after = 413, None
-            error.code = error.type = "request_too_large"
-            return error
-        what = f"the rate that {place} allows to the provider is used up"
+    def _refused(self, seconds: float) -> Paced:
+        what = f"the rate that [providers.{self.provider}] allows to the provider is used up"
         return Paced(what, retry_after=max(0.1, min(seconds, 60.0)))
 
     def give_back(self, tokens: int, *, since: float) -> None:

@@ -290,6 +290,20 @@ def test_the_calls_of_each_choice_are_seen(vendors, hook, streamed):
     assert b"call_g" in answer.data and answer.data.count(b"[mail]") >= 2
 
 
+def test_an_older_call_of_another_choice_is_seen(vendors):
+    def refuse(answer):
+        if "bob@x.org" in str(answer.tool_calls):
+            raise errors.HookRefused("not this", status=451)
+
+    body = json.loads(WHOLE["openai"](Turn("Hello")))
+    said = {"role": "assistant", "function_call": {"name": "f", "arguments": '"bob@x.org"'}}
+    body["choices"].append({"index": 1, "message": said, "finish_reason": "function_call"})
+    vendors["openai"].script(reply(body))
+    asked = {"model": MODELS["openai"], "messages": [{"role": "user", "content": "hi"}], "n": 2}
+    with Front(vendors["openai"].provider(), hooks={"after": refuse}) as front:
+        assert front.ask("/v1/chat/completions", asked).status == 451
+
+
 def test_a_stream_that_hooks_do_not_change_passes_as_it_is(vendors):
     events = EVENTS["anthropic"](Turn("Hello you", thought="Hm."))
     cited = anthropic_event(

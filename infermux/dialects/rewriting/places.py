@@ -58,13 +58,16 @@ class Places:
         return "".join(place.text for place in self.of(kind)[0])
 
     def tool_calls(self) -> list[JSON]:
-        """Return the calls in OpenAI's form; Gemini's have no ids."""
+        """Return the calls in OpenAI's form; Gemini's, and OpenAI's older one, have no ids."""
         one = _numbered(listed(self._body.get("choices")), self._choice)
         said = members(one.get("delta")) or members(one.get("message"))
+        found = [members(said.get("function_call"))]
+        found += [
+            {"name": place.holder.get("name"), "arguments": place.text} for place in self.calls()
+        ]
         return listed(said.get("tool_calls")) or [
-            {"index": at, "type": "function", "function": {"name": name, "arguments": place.text}}
-            for at, place in enumerate(self.calls())
-            if (name := place.holder.get("name"))
+            {"index": at, "type": "function", "function": each}
+            for at, each in enumerate(filter(None, found))
         ]
 
     @property

@@ -68,7 +68,7 @@ def answer_of(found: Any, answer: InferResponse) -> InferResponse:
     _check_lists(response, answer)
     of_type(response.id, str)
     of_type(response.extra, Mapping)
-    return response if response.native is answer.native else replace(response, native=answer.native)
+    return replace(response, native=answer.native)
 
 
 def chunks_of(found: Any, chunk: Chunk) -> list[Chunk]:
