@@ -67,7 +67,10 @@ def allowed_route(registry: Registry, request: InferRequest, scope: Collection[s
         raise _not_allowed(request.model)
     route = registry.route(request.model)
     providers = {target.provider for target in flat(route)}
-    for model in fallbacks(dict(request.params), "openai"):
+    models = fallbacks(dict(request.params), "openai")
+    if isinstance(chosen := request.params.get("fallbacks"), str):  # by Anthropic itself: "default"
+        models.append(chosen)
+    for model in models:
         if not any(covers(scope, name) for name in (model, *[f"{p}/{model}" for p in providers])):
             raise _not_allowed(model)
     # only the targets of the allowed name
