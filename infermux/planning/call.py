@@ -76,9 +76,8 @@ _OUTCOMES = ("passed", "changed", "failed", "refused")
 
 @dataclass(slots=True)
 class HookRun:
-    """The runs of one hook for a call: how many, how long, and what came of them."""
+    """The runs of one hook for a call: how long, and what came of them."""
 
-    times: int = 0
     seconds: float = 0.0
     inside: float = 0.0  # of these, the seconds within an attempt: between chunks
     outcome: str = "passed"  # changed, refused or failed; of several runs, the gravest

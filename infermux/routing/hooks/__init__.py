@@ -283,7 +283,6 @@ class Hooks:
         if call.hooks is None:
             call.hooks = {}
         ran = call.hooks.setdefault(name, HookRun())
-        ran.times += 1
 
         def work() -> Any:
             found = hook(value, told)
