@@ -270,6 +270,7 @@ class Router:
             other = self.registry.route(error.then)
             call.settings = self.registry.settings(other)
             call.lenient = (other.on_unsupported or self.on_unsupported) == "drop"
+            deadline = call.limit(self.deadline, CALL_SECONDS)
         except ProviderError as error:
             if not self.files.pin_files(call, error):
                 raise
