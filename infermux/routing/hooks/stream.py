@@ -162,11 +162,11 @@ class HookedStream(Stream):
     def _whole(self, tail: list[Chunk]) -> list[Chunk]:
         """Return the last chunks that `after` returns; what has been sent stays as it is."""
         others: Others = {} if self._hooks.holds else self._others
-        seen = StreamAccumulator() if self._hooks.holds else self._sent.copy()
+        first = StreamAccumulator() if self._hooks.holds else self._sent.copy()
         for chunk in tail:
-            seen.add(chunk)
+            first.add(chunk)
             self._note(chunk, others)
-        response = self._response(seen)
+        response = self._response(first)
         made = self._hooks.after(self.call, response, dialect="")
         for number, other in others.items():
             tail = self._other_whole(tail, number, self._response(other))
@@ -179,8 +179,8 @@ class HookedStream(Stream):
         for number, said in self._rewriter.choices(chunk):
             others.setdefault(number, StreamAccumulator()).add(said)
 
-    def _response(self, seen: StreamAccumulator) -> InferResponse:
-        return seen.response(self.call.provider, self.call.attempts[-1].target.model)
+    def _response(self, said: StreamAccumulator) -> InferResponse:
+        return said.response(self.call.provider, self.call.attempts[-1].target.model)
 
     def _other_whole(self, tail: list[Chunk], number: int, before: InferResponse) -> list[Chunk]:
         """Return the chunks with another choice as `after` returns it."""
@@ -201,7 +201,7 @@ class HookedStream(Stream):
                     raise CannotRewrite
                 found[at] = self._rewriter.with_choice(found[at], number, was, now)
             return found
-        except CannotRewrite as error:
+        except (CannotRewrite, LookupError) as error:
             return failed(self._hooks, "after", self.call, error, lambda: tail)
 
     def _respread(
