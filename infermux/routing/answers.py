@@ -18,7 +18,9 @@ from dataclasses import fields
 from hashlib import sha256
 from typing import Any
 
+from ..dialects import members
 from ..dialects.blocks import whole
+from ..dialects.sizes import GOOGLE
 from ..ledger import LedgerUnavailable
 from ..ledger.stores.answers import AnswerStore, Kept
 from ..planning.call import CachedAnswer, Call
@@ -36,6 +38,7 @@ _NOTHING_USED = Usage(0, 0)
 _MAX_AGE = re.compile(r"max-age=(\d{1,9})", re.ASCII)
 _OWN_TOOLS = ("function", "custom")  # types of tools that the client runs itself
 _EFFECTS = ("background", "conversation", "mcp_servers", "web_search_options", "container")
+_NUMBERS = ("candidateCount", "candidate_count")  # of Google's answers
 _STREAM = ("stream", "stream_options")
 # what a vendor's answer or event may have beside the members of a response, if it is not empty
 _BESIDE = re.compile(
@@ -175,7 +178,9 @@ def may_be_cached(request: InferRequest) -> bool:
     params = request.params
     body = request.native.body.value if request.native is not None else {}
     acts = any(params.get(name) or body.get(name) for name in _EFFECTS)
-    if request.op != CHAT or params.get("n") not in (None, 1) or acts:
+    configs = [members(body.get(name)) for name in GOOGLE]
+    numbers = [params.get("n"), *[each.get(name) for each in configs for name in _NUMBERS]]
+    if request.op != CHAT or acts or any(each not in (None, 1) for each in numbers):
         return False
     return all(map(_is_own, (*_listed(params.get("tools")), *_listed(body.get("tools")))))
 

@@ -248,6 +248,22 @@ def test_what_a_vendor_does_beside_answering_is_done_again(place, more, why):
         assert answer.headers.get("X-Infermux-Cache") in ("bypass", "miss"), why
 
 
+@pytest.mark.parametrize("name", ["candidateCount", "candidate_count"])
+def test_several_answers_of_googles_are_asked_for_again(tmp_path, monkeypatch, name):
+    said = {"role": "model", "parts": [{"text": "yes"}]}
+    several = [{"index": at, "content": said, "finishReason": "STOP"} for at in range(2)]
+    with Vendor(Scripted(200, {"candidates": several, "modelVersion": "m"})) as vendor:
+        own = f'type = "gemini"\napi_key = "env:ADMIN"\nbase_url = "{vendor.url}/v1beta"'
+        text = CONFIG.replace('type = "echo"', own).replace('models = ["m", "s"]', 'models = ["m"]')
+        with closing(Place(tmp_path, monkeypatch, text).router) as router:
+            client = infermux.create_app(router).test_client()
+            body = CONTENTS | {"generationConfig": {name: 2}}
+            headers = {"Authorization": "Bearer app"}
+            found = [client.post(GEMINI, json=body, headers=headers) for _ in range(2)]
+        assert [state(each) for each in found] == ["bypass"] * 2
+        assert [len(each.json["candidates"]) for each in found] == [2, 2]
+
+
 # -- the client's wish --
 
 
