@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
 
 from ..dialects.openai import NAME
 from ..dialects.openai.downstream import encode_error
@@ -34,7 +33,7 @@ from ..routing.callers import RunBudget
 from ..routing.router import Router
 from ..types import ANONYMOUS, Caller
 from . import lines
-from .lines import Encode, Line
+from .lines import Encode, Line, Outcome
 
 MAX_WAIT = 600.0  # seconds for a vendor that throttles or is down; then the error is the result
 TICK_SECONDS = 0.2  # between two updates of the progress
@@ -64,13 +63,6 @@ class _Hold(RunBudget):
         if not self._batch.raise_hold(self, pico):
             self.wanted = pico
             raise BudgetExceeded("the rest of the budget does not cover another attempt")
-
-
-class _Outcome(NamedTuple):
-    status: int
-    ident: str
-    body: bytes
-    wait: float | None = None  # seconds until the line may be sent again; None: never
 
 
 @dataclass(eq=False)
@@ -161,8 +153,7 @@ class Batch:
             if error is line.asked or isinstance(error, ProtocolError):
                 result = lines.refused(line, error)
             else:
-                body = strict_json.encode(encode_error(error))
-                result = lines.answered(line, error.status, new_id(), body, line.cost)
+                result = lines.answered(line, _failure(error, new_id()), line.cost)
             self._put(line, result, ok=False)
             return
         self._send(line, request, encode)
@@ -184,7 +175,7 @@ class Batch:
             finally:
                 cost.append(self._settle(call, hold))
             sent, wait = sent + len(call.attempts), found.wait
-            if wait is None and hold.wanted and sent < self.router.attempts:
+            if wait is None and hold.wanted and sent < call.most_attempts(self.router.attempts):
                 wait = 0.0  # there may be room for another attempt once other lines have ended
             if not call.attempts:
                 worst = max(worst, hold.wanted)
@@ -194,25 +185,20 @@ class Batch:
                     break
         if found is not None and (done or (any(cost) and self.budget is not None)):
             told = None if None in cost else sum(filter(None, cost))
-            result = lines.answered(line, found.status, found.ident, found.body, told)
-            self._put(line, result, ok=found.status == 200)
+            self._put(line, lines.answered(line, found, told), ok=found.status == 200)
 
-    def _ask(self, call: Call, encode: Encode, until: float) -> _Outcome:
+    def _ask(self, call: Call, encode: Encode, until: float) -> Outcome:
         """Return what came of a call; after *until*, it is not sent again."""
         try:
-            return _Outcome(200, call.id, encode(call, self.router.answer(call)))
+            return Outcome(200, call.id, encode(call, self.router.answer(call)))
         except InferMuxError as error:
-            failure = error
             wait = (error.retry_after or 1.0) + random.uniform(0, 0.5)
             in_time = bool(self.stopped) or time.monotonic() + wait < until
             again = in_time and self._may_recover(error, call.request)
+            return _failure(error, call.id, wait if again else None)
         except Exception:
             log.exception("a line of a batch could not be answered")
-            failure, again, wait = InferMuxError("internal error"), False, 0.0
-        native = failure.native_in(NAME)
-        status = failure.status if native is None else native.status
-        body = strict_json.encode(encode_error(failure))
-        return _Outcome(status, call.id, body, wait if again else None)
+            return _failure(InferMuxError("internal error"), call.id)
 
     def _may_recover(self, error: InferMuxError, request: InferRequest) -> bool:
         """Whether the vendor throttles or is down, or every circuit is open now."""
@@ -220,7 +206,7 @@ class Batch:
             route = self.router.registry.route(request.model, request.provider)
             priced = self.budget is not None
             unfit = self.router.targets.snapshot(route, request, 0, priced=priced).unfit
-            return not all(target in unfit for target in flat(route))
+            return any(target not in unfit for target in flat(route))
         return isinstance(error, Unavailable) or (
             isinstance(error, ProviderRateLimited) and not isinstance(error, QuotaExhausted)
         )
@@ -262,8 +248,6 @@ class Batch:
 
     def _reserve(self, worst: int) -> bool:
         """Whether *worst* pico-USD are reserved; wait for room in the budget, or stop."""
-        if self.budget is None:
-            return True
         with self._state:
             self._state.wait_for(lambda: self.stopped or not self._held or self._has_room(worst))
             if not self.stopped and not self._has_room(worst):
@@ -279,11 +263,11 @@ class Batch:
         """Raise what a call holds to *pico* in all; return False if there is no room for that."""
         with self._state:
             more = max(0, pico - hold.pico)
-            has_room = not more or self._has_room(more)
-            if has_room:
-                self._held += more
-                hold.pico += more
-            return has_room
+            if more and not self._has_room(more):
+                return False
+            self._held += more
+            hold.pico += more
+            return True
 
     def _worst(self, line: Line, request: InferRequest) -> int:
         """Return the most pico-USD that a request may cost; raise RequestError if unknown."""
@@ -300,3 +284,9 @@ class Batch:
                 f"needs it: set prices in [providers.{targets[0].provider}] of the configuration"
             )
         return max(known)
+
+
+def _failure(error: InferMuxError, ident: str, wait: float | None = None) -> Outcome:
+    native = error.native_in(NAME)
+    status = error.status if native is None else native.status
+    return Outcome(status, ident, strict_json.encode(encode_error(error)), wait)

@@ -50,6 +50,15 @@ class Line(NamedTuple):
     cost: int = 0  # pico-USD of an earlier result, which was a failure
 
 
+class Outcome(NamedTuple):
+    """What came of a line's call; *ident* is the call's."""
+
+    status: int
+    ident: str
+    body: bytes
+    wait: float | None = None  # seconds until the line may be sent again; None: never
+
+
 class Recent:
     """Remembers about a million recent custom_ids as hashes, in constant memory."""
 
@@ -81,10 +90,11 @@ class Done:
         byte, bit = divmod(number, 8)
         return byte < len(self._bits) and bool(self._bits[byte] >> bit & 1)
 
-    def add(self, number: int, digest: str, cost: bytes, *, ok: bool) -> None:
-        """Record a result; *cost* is in pico-USD or unpriced, with that of earlier results."""
-        before, pico = self.failed.pop(number, 0), 0 if cost == b"unpriced" else int(cost)
-        self.cost += pico - before
+    def add(self, result: re.Match[bytes]) -> None:
+        """Record a result; its cost has that of earlier results of the line in it."""
+        number, ok = int(result[1]), result[5] == b"200"
+        pico = 0 if result[3] == b"unpriced" else int(result[3])
+        self.cost += pico - self.failed.pop(number, 0)
         if pico and not ok:
             self.failed[number] = pico
         if number in self or (self._retry and not ok):
@@ -94,7 +104,7 @@ class Done:
         self._bits.extend(bytes(max(0, byte + 1 - len(self._bits))))
         self._bits[byte] |= 1 << bit
         self.count += 1
-        self._digests ^= int(digest, 16)
+        self._digests ^= int(result[2], 16)
 
     def check(self, source: BinaryIO) -> int:
         """Return how many bytes of *source* already have a result.
@@ -118,39 +128,40 @@ def results(file: BinaryIO, recent: Recent, *, retry: bool = False) -> Done:
 
     Add custom_ids to *recent*; raise RequestError if a line is not a result.
     """
-    done = Done(retry=retry)
+    done, end = Done(retry=retry), 0
     for number, data in enumerate(file, 1):
         found = _RESULT.match(data)
         if not data.endswith(b"\n") and (found or data.startswith(_START[: len(data)])):
             break  # an incomplete last result: its line is sent again
         if found is None or not data.endswith(b"\n"):
             raise RequestError(f"its line {number} is not a result of infermux batch")
-        done.end += len(data)
-        ok = found[5] == b"200"
-        if found[5] and (ok or not retry):
+        end += len(data)
+        if found[5] == b"200" or (found[5] and not retry):
             recent.add(found[4])
-        done.add(int(found[1]), found[2].decode(), found[3], ok=ok)
+        done.add(found)
+    if done.is_repeated and not retry:  # a run that tried lines again was killed
+        done = Done()
+        done.is_repeated = True
+        for found in last_results(file):
+            done.add(found)
+    done.end = end
     return done
 
 
-def last_results(file: BinaryIO) -> Iterator[bytes]:
+def last_results(file: BinaryIO) -> Iterator[re.Match[bytes]]:
     """Yield the last result of each line, in the order of the file."""
 
-    def found() -> Iterator[tuple[int, bytes, bytes]]:
+    def found() -> Iterator[re.Match[bytes]]:
         file.seek(0)
-        for data in file:
-            if data.endswith(b"\n") and (match := _RESULT.match(data)):
-                yield int(match[1]), match[5], data
+        return (match for data in file if data.endswith(b"\n") and (match := _RESULT.match(data)))
 
-    again = {line: 0 for line, status, _ in found() if status != b"200"}  # results to leave out
-    for line, _, _ in found():
-        if line in again:
-            again[line] += 1
-    for line, _, data in found():
-        if again.get(line, 1) == 1:
-            yield data
-        else:
-            again[line] -= 1
+    last = dict[bytes, int]()  # the place of the last result, of each line that has failed
+    for place, each in enumerate(found()):
+        if each[5] != b"200" or each[1] in last:
+            last[each[1]] = place
+    for place, each in enumerate(found()):
+        if last.get(each[1], place) == place:
+            yield each
 
 
 def unanswered(source: BinaryIO, done: Done, recent: Recent) -> Iterator[Line]:
@@ -256,13 +267,13 @@ def _responses_answer(call: Call, response: InferResponse) -> bytes:
     return encode_response_object(response, answer)
 
 
-def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:
+def answered(line: Line, found: Outcome, cost: int | None) -> bytes:
     """Return the result of a line that was sent; *cost*: pico-USD in all, None if unpriced."""
     # line ends in JSON are only white space
-    flat = body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
-    head, id = _head(line, cost), ident.encode()
-    answer = b'{"status_code":%d,"request_id":"%b","body":%b}' % (status, id, flat)
-    return b'%b"response":%b,"error":null}\n' % (head, answer)
+    flat = found.body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ")
+    answer = b'{"status_code":%d,"request_id":"%b","body":%b}'
+    answer %= found.status, found.ident.encode(), flat.strip()
+    return b'%b"response":%b,"error":null}\n' % (_head(line, cost), answer)
 
 
 def refused(line: Line, error: InferMuxError) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import build
 from ..components.providers import ECHO
@@ -28,8 +28,8 @@ from ..routing.router import Router
 from .faults import AFTER, BEFORE, FAULTS, HEALTHY, MEANINGS, PREFERENCES, Fault
 from .vendor import FaultyVendor
 
-DEADLINE = 5.0  # seconds that a call may take, at most
-NORMAL_DEADLINE = 60.0  # seconds, to scale the times of a configuration without a deadline
+DEADLINE = 5.0  # seconds that a call may take
+NORMAL_DEADLINE = 60.0  # seconds: that of a configuration without one
 GRACE = 1.0  # seconds beyond its deadline that a busy machine may need
 MIN_TIMEOUT = 0.5  # seconds: no timeout is scaled to less
 WORKERS = 8  # calls at a time; most of them only wait
@@ -103,17 +103,17 @@ class _Result(NamedTuple):
     def problem(self, limits: Reliability) -> str:
         """Return what is wrong with the call, or ""."""
         fault, when = self.trial.fault, self.trial.when
-        deadline = limits.deadline or DEADLINE
+        most = self.call.most_attempts(limits.attempts)
         if self.outcome == WRONG:
             return "the client got a truncated answer without an error"
         if self.error is not None and not isinstance(self.error, InferMuxError):
             return "the exception is not an InferMux error"
         if fault is HEALTHY and self.outcome != ANSWER:
             return "no answer although every vendor is healthy"
-        if max(self.sent, len(self.call.attempts)) > limits.attempts:
-            return f"more than {limits.attempts} requests"
-        if self.seconds > deadline * (2 if when == AFTER else 1) + GRACE:
-            return f"longer than the deadline of {deadline:g} s"
+        if max(self.sent, len(self.call.attempts)) > most:
+            return f"more than {most} requests"
+        if self.seconds > limits.deadline * (2 if when == AFTER else 1) + GRACE:
+            return f"longer than the deadline of {limits.deadline:g} s"
         if when == BEFORE and fault.failover and self.others and self.outcome != ANSWER:
             return f"{self.others[0]} could have answered"
         may_refuse = len(self.case.providers) == 1 and fault.params is PREFERENCES
@@ -132,13 +132,13 @@ def run(
     """Make the calls; return a row for each, and pass it to *report* at once; raise ConfigError.
 
     No address or key of the configuration is used. *deadline* is in seconds per call, at most the
-    configuration's.
+    configuration's; by default DEADLINE.
     """
     trials = _trials(FAULTS if faults is None else faults)
     if not config.providers:
         raise ConfigError("no provider is configured")
-    alone = _isolated(config, min(config.reliability.deadline or DEADLINE, deadline or DEADLINE))
-    rows = []
+    own = config.reliability.deadline or NORMAL_DEADLINE
+    alone, rows = _isolated(config, min(own, deadline or DEADLINE)), []
     with FaultyVendor() as healthy, ThreadPoolExecutor(WORKERS) as pool:
         for case in _cases(_pointed(alone, healthy)):
             for row in pool.map(lambda trial, case=case: _row(alone, case, trial, healthy), trials):
@@ -186,6 +186,7 @@ def _isolated(config: Config, limit: float) -> Config:
             each,
             api_key=Secret("chaos") if each.api_key else None,
             timeout=_scaled(each.timeout, factor, limit),
+            api="chat",  # FaultyVendor knows no other
             proxy="",
             ca="",
             base_url="",
@@ -194,12 +195,13 @@ def _isolated(config: Config, limit: float) -> Config:
             tpm=0,
         )
 
-    usual: dict[str, Any] = {"deadline": 0.0, "timeout": NameTimeouts()}
-    usual |= {"strategy": "priority", "weights": {}}
     return replace(
         quiet,
         providers=tuple(map(isolated, quiet.providers)),
-        models=tuple(replace(each, **usual) for each in config.models),
+        models=tuple(
+            replace(each, deadline=0.0, timeout=NameTimeouts(), strategy="priority", weights={})
+            for each in config.models
+        ),
         reliability=replace(config.reliability, deadline=limit),
     )
 

@@ -184,7 +184,7 @@ def _keep_last(path: str, file: BinaryIO) -> None:
     real = os.path.realpath(path)
     part = f"{real}.part"
     with open(part, "wb") as kept:
-        kept.writelines(lines.last_results(file))
+        kept.writelines(each.string for each in lines.last_results(file))
     shutil.copymode(real, part)
     if not POSIX:  # Windows replaces no open file
         file.close()

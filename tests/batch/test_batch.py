@@ -459,6 +459,30 @@ def test_failed_lines_are_asked_again_where_that_is_wished(tmp_path):
     assert len(found) == 5 and not list(tmp_path.glob("*.part"))
 
 
+def test_a_line_that_was_corrected_may_have_two_results(tmp_path):
+    """A run that tries failed lines again, and is killed, leaves both: the last one counts."""
+    out = tmp_path / "out.jsonl"
+    batch(written(tmp_path, line("a"), line("b", model="nope")))
+    failed = out.read_bytes()
+    corrected = written(tmp_path, line("a"), line("b"))
+    batch(corrected, "--retry-failed")
+    [good] = [each for each in out.read_bytes().splitlines(True) if b'"b"' in each]
+    for more in ([], ["--retry-failed"]):
+        out.write_bytes(failed + good)
+        done = batch(corrected, *more)
+        assert (done.exit_code, "0 lines: " in done.stderr) == (0, True), done.stderr
+        assert {
+            name: each["response"]["status_code"] for name, each in results(tmp_path).items()
+        } == {
+            "a": 200,
+            "b": 200,
+        }
+        assert out.read_bytes().count(b"\n") == 2
+    out.write_bytes(failed + good)
+    again = batch(written(tmp_path, line("a"), line("b", seed=1)))
+    assert again.exit_code == 1 and "another input" in again.stderr
+
+
 def test_two_runs_do_not_write_to_one_file(tmp_path):
     source = written(tmp_path, line("a"))
     with (tmp_path / "out.jsonl").open("wb") as held:

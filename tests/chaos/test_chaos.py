@@ -209,11 +209,25 @@ def test_time_outs_keep_their_proportion_to_the_deadline() -> None:
     assert 0.4 < found(rows, "stall").seconds < 2  # a tenth of 5 s, as 6 of 60
 
 
-def test_a_deadline_is_never_longer_than_the_files_own() -> None:
+def test_a_deadline_is_never_longer_than_the_files_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = chaos.run(
         Config((OPENAI,), reliability=Reliability(deadline=0.3)), faults=["stall"], deadline=4
     )
     assert found(rows, "stall").seconds < 0.3 + chaos.GRACE
+    monkeypatch.setattr(chaos, "DEADLINE", 0.2)  # what holds if no deadline is asked for
+    for own, asked, least in ((0.0, 0.6, 0.5), (0.0, None, 0.1)):
+        limits = Reliability(deadline=own, attempts=1)
+        rows = chaos.run(Config((OPENAI,), reliability=limits), faults=["stall"], deadline=asked)
+        assert least < found(rows, "stall").seconds < least + 0.3 + chaos.GRACE
+
+
+def test_what_is_set_for_a_provider_or_name_is_no_finding() -> None:
+    talks = dataclasses.replace(OPENAI, api="responses")
+    names = (ModelConfig("often", (FIRST["openai"],), attempts=4),)
+    rows = chaos.run(Config((talks,), names), faults=["500"])
+    check(rows)
+    assert found(rows, "healthy").outcome == "answer"
+    assert found(rows, "500").attempts == 4
 
 
 @pytest.fixture
