@@ -861,6 +861,9 @@ def test_a_clouds_bill_is_compared_with_its_own_providers(tmp_path: Path) -> Non
         "what is in the bill is in the ledger, and the reverse",
         "in the bill, but no usage of models: Amazon Elastic Compute Cloud 12.5 USD in 1 line, Tax 2.4 USD in 1 line",
     ]
+    earlier = AWS_FOCUS.partition("\n")[2].replace("2026-11-", "2026-10-")
+    both = reconcile(path, AWS_FOCUS + earlier, "--since", "2026-11-01")
+    assert both.stdout == result.stdout  # costs of other days are not told, either
     azure = reconcile(path, AZURE_FOCUS)
     assert (
         azure.stderr

@@ -38,11 +38,10 @@ class Bill:
     usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
     unread: list[str] = field(default_factory=list)
     priced: bool = True  # the export itself has dollars
-    title: str = ""  # of the format
     notes: list[str] = field(default_factory=list)  # messages about how the file was read
     kinds: dict[Key, dict[str, Fraction]] = field(default_factory=dict)  # parts of usd
     unknown: dict[Key, str] = field(default_factory=dict)  # things without a price
-    outside: dict[str, tuple[int, Fraction]] = field(default_factory=dict)  # lines not compared
+    others: dict[Key, tuple[int, Fraction]] = field(default_factory=dict)  # see `outside`
     empty: set[str] = field(default_factory=set)  # days on the bill without any cost
     offsets: dict[str, timedelta] = field(default_factory=dict)  # by day, from UTC
 
@@ -61,14 +60,23 @@ class Bill:
         found = sorted({day for day, _ in self.usd} | self.empty)
         return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
 
+    @property
+    def outside(self) -> dict[str, tuple[int, Fraction]]:
+        """How many lines are not compared, and their costs, by name."""
+        found: dict[str, tuple[int, Fraction]] = {}
+        for (_, name), (lines, usd) in self.others.items():
+            before = found.get(name, (0, 0))
+            found[name] = before[0] + lines, before[1] + usd
+        return found
+
     def may_be_of(self, provider: str) -> bool:
         """Whether a provider has the vendor's name, or that with a suffix: azure-eu."""
         return any(re.match(rf"{re.escape(name)}(?:[-_]|\Z)", provider) for name in self.vendors)
 
     def add(self, charge: Charge) -> None:
         if charge.outside:
-            lines, before = self.outside.get(charge.outside, (0, Fraction(0)))
-            self.outside[charge.outside] = lines + 1, before + (charge.usd or 0)
+            lines, before = self.others.get(key := (charge.day, charge.outside), (0, 0))
+            self.others[key] = lines + 1, before + (charge.usd or Fraction(0))
             return
         self.offsets[charge.day] = charge.offset
         if charge.empty:
@@ -89,5 +97,9 @@ class Bill:
         return timezone(self.offsets[before or min(self.offsets)])
 
     def keep(self, covers: Callable[[date], bool]) -> None:
-        self.usd = {key: usd for key, usd in self.usd.items() if covers(date.fromisoformat(key[0]))}
-        self.empty = {day for day in self.empty if covers(date.fromisoformat(day))}
+        """Forget the days that *covers* excludes."""
+        days = {*self.empty, *(day for day, _ in (*self.usd, *self.others))}
+        kept = {day for day in days if covers(date.fromisoformat(day))}
+        self.usd = {key: usd for key, usd in self.usd.items() if key[0] in kept}
+        self.others = {key: each for key, each in self.others.items() if key[0] in kept}
+        self.empty &= kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -62,7 +62,6 @@ _MAX_UNREAD = 10_000  # messages that are stored
 class Format:
     """A format; a table has the first one whose columns it has. See `Bill` for *vendors*."""
 
-    title: str
     vendors: tuple[str, ...]
     needs: tuple[tuple[str, ...], ...]  # one column of each
     read: Read
@@ -70,9 +69,8 @@ class Format:
     priced: bool = True  # in dollars
     note: str = ""
 
-    def fits(self, columns: Iterable[str]) -> bool:
-        have = {*columns}
-        return all(have.intersection(each) for each in self.needs)
+    def fits(self, columns: Mapping[str, str]) -> bool:
+        return not any(columns.keys().isdisjoint(each) for each in self.needs)
 
 
 def read(data: bytes, prices: PriceTable | None = None) -> Bill:
@@ -84,7 +82,7 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     if sign := _SIGN.search(names := table.names(found.columns.values())):
         table.refuse(f"the currency must be usd, not {sign[0]} (columns: {names})")
     form = next((each for each in FORMATS if each.fits(found.columns)), None) or _plain(found)
-    bill = Bill(form.vendors, priced=form.priced, title=form.title)
+    bill = Bill(form.vendors, priced=form.priced)
     bill.notes += [*found.notes, *filter(None, [form.note])]
     clouds, known = set[str](), prices or shipped()
     asked = {*sum(form.needs, ())}
@@ -107,7 +105,7 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     neutral = re.compile(f"{_NEUTRAL}|{form.knows}")
     columns = found.columns.items()
     unused = [name for key, name in columns if key not in asked and not neutral.fullmatch(key)]
-    if unused and (bill.usd or bill.empty or bill.outside):  # else no line was read to its end
+    if unused and (bill.usd or bill.empty or bill.others):  # else no line was read to its end
         bill.notes.append(f"columns that are not used: {table.names(unused)}")
     if form.vendors == focus.ANY:
         bill.vendors = tuple(sorted(clouds))
@@ -173,43 +171,37 @@ def _deepseek_usage(cells: Cells) -> Iterator[Charge]:
 # -- the formats -----------------------------------------------------------------------------------
 
 FORMATS = (
-    Format(
-        "FOCUS",
+    Format(  # FOCUS
         focus.ANY,
         (("billedcost",), ("chargeperiodstart",)),
         focus.charges,
         knows=focus.KNOWS,
     ),
-    Format(
-        "OpenRouter's generations",
+    Format(  # OpenRouter's generations
         ("openrouter",),
         (("created_at",), ("cost_total", "total_cost"), _OPENROUTER_MODEL),
         lambda cells: _openrouter(cells, "created_at", "cost_total", "total_cost"),
         knows="(?:native_)?tokens_.*|num_.*|cost_.*|usage|cache_discount|is_byok|variant|cancelled|"
         "streamed|origin|router|provider_responses",
     ),
-    Format(
-        "OpenRouter's activity",
+    Format(  # OpenRouter's activity
         ("openrouter",),
         (("date",), ("usage",), _OPENROUTER_MODEL),
         lambda cells: _openrouter(cells, "date", "usage"),
         knows=".*(?:requests|_tokens)|provider|app",
     ),
-    Format(
-        "DeepSeek's usage",
+    Format(  # DeepSeek's usage
         ("deepseek",),
         (_DEEPSEEK_DAY, ("type",), ("price",), ("amount",), ("model",)),
         _deepseek_usage,
         note="it names no currency: its prices are taken as USD",
     ),
-    Format(
-        "DeepSeek's costs",
+    Format(  # DeepSeek's costs
         ("deepseek",),
         (_DEEPSEEK_DAY, ("wallet_type", "utc_date"), ("cost",), ("model",)),
         partial(_costs, days=_DEEPSEEK_DAY, amounts=("cost",)),
     ),
-    Format(
-        "Anthropic's costs",
+    Format(  # Anthropic's costs
         ("anthropic",),
         (("usage_date_utc",), ("cost_usd",)),
         partial(
@@ -220,8 +212,7 @@ FORMATS = (
         ),
         knows="context_window|list_price_usd|inference_geo|speed",
     ),
-    Format(
-        "Anthropic's cost report",
+    Format(  # Anthropic's cost report
         ("anthropic",),
         (("starting_at",), ("amount",), ("cost_type", "token_type", "workspace_id")),
         partial(
@@ -233,15 +224,13 @@ FORMATS = (
         ),
         knows="context_window|inference_geo|speed",
     ),
-    Format(
-        "Anthropic's usage",
+    Format(  # Anthropic's usage
         ("anthropic",),
         (_ANTHROPIC_DAY, usage.ANTHROPIC_OUTPUT),
         lambda cells: usage.anthropic(cells, cells.day(*_ANTHROPIC_DAY)[0]),
         priced=False,
     ),
-    Format(
-        "OpenAI's costs",
+    Format(  # OpenAI's costs
         ("openai",),
         (_OPENAI_DAY, _OPENAI_USD),
         partial(
@@ -252,8 +241,7 @@ FORMATS = (
         ),
         knows="date|quantity|cost",
     ),
-    Format(
-        "OpenAI's usage",
+    Format(  # OpenAI's usage
         ("openai",),
         (_OPENAI_DAY, ("num_model_requests", "input_cached_tokens"), ("input_tokens",)),
         lambda cells: usage.openai(cells, *cells.day(*_OPENAI_DAY, local=True)),
@@ -281,4 +269,4 @@ def _plain(found: Table) -> Format:
             "a cloud (FOCUS)"
         )
     read = partial(_costs, days=day, amounts=usd, models=model)
-    return Format("date, model and dollars", (), (tuple(day), tuple(usd)), read)
+    return Format((), (tuple(day), tuple(usd)), read)

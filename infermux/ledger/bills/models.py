@@ -20,37 +20,15 @@ _VARIANT = re.compile(r"(?<=.):(?:free|nitro|floor|online|thinking|extended|exac
 _TURNED = re.compile(r"claude-(\d+(?:-\d+)?)-([a-z]+)\Z", re.ASCII)  # OpenRouter's claude-4.5-haiku
 _USUAL = re.compile(r"claude-([a-z]+)-(\d+(?:-\d+)?)\Z", re.ASCII)
 _CAMEL = re.compile(r"(?<=[a-z\d])(?=[A-Z][a-z])")
-_VERSIONS = re.compile(r"\d\d?", re.ASCII)
 _TOKEN = re.compile(r"[a-z]+|\d+", re.ASCII)
 _VENDORS = frozenset(
     ["openai", "anthropic", "google", "mistral", "cohere", "xai", "deepseek", "azure", "bedrock"]
 )
-# words that make it another model than the name before them
-_OTHERS = frozenset(
-    [
-        "mini",
-        "nano",
-        "pro",
-        "lite",
-        "turbo",
-        "codex",
-        "audio",
-        "realtime",
-        "transcribe",
-        "tts",
-        "search",
-        "embedding",
-        "micro",
-        "max",
-        "luna",
-        "sol",
-        "terra",
-        "astra",
-        "live",
-        "oss",
-        "deep",
-        "o",
-    ]
+# words after a name that make it another model, also a further number of its version
+_OTHER = re.compile(
+    r"mini|nano|pro|lite|turbo|codex|audio|realtime|transcribe|tts|search|embedding|micro|max|luna"
+    r"|sol|terra|astra|live|oss|deep|o|\d\d?",
+    re.ASCII,
 )
 _SUFFIXES = ("-instruct", "-preview", "-latest", "-instant", "-versatile")
 _UNSAID = {"openai": "gpt", "deepseek": "deepseek", "grok": "grok"}  # a meter "5.4 inp Gl"
@@ -96,8 +74,7 @@ def _found(text: str) -> str:
     for length in range(longest, 1, -1):
         for start in range(len(tokens) - length + 1):
             key = index.get(tuple(tokens[start : start + length]))
-            after = tokens[start + length : start + length + 1]
-            if key and after and (after[0] in _OTHERS or _VERSIONS.fullmatch(after[0])):
+            if key and _OTHER.fullmatch("".join(tokens[start + length : start + length + 1])):
                 passed.add(start)
             elif key and start not in passed:
                 return key
