@@ -186,14 +186,14 @@ def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
         text = text.replace(_BEFORE, f"{_vendors()}\n{_BEFORE}", 1) if name == "vendors" else text
         click.echo_via_pager(text.rstrip("\n"))
     else:
-        its = click.Context(main, info_name="infermux", **main.context_settings)
+        inner: Any = main
         for word in topic:
-            group = its.command
-            inner = group.get_command(its, word) if isinstance(group, click.Group) else None
-            if inner is None:
-                hint = close_to(name, [*topics, *commands])
-                raise click.UsageError(f"there is no topic {name!r}{hint}")
-            its = click.Context(inner, its, info_name=word)
+            inner = getattr(inner, "get_command", lambda *_: None)(ctx, word)
+        if inner is None:
+            raise click.UsageError(
+                f"there is no topic {name!r}{close_to(name, [*topics, *commands])}"
+            )
+        its = click.Context(inner, info_name=f"infermux {name}", **main.context_settings)
         click.echo(its.get_help())
 
 

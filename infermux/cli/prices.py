@@ -44,6 +44,9 @@ _DAYS = {
 class _Prices(Command):
     """The command prices, and `prices update`."""
 
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return update if name == "update" else None
+
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> click.Context:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from itertools import groupby
@@ -60,7 +59,7 @@ def serve(
 
     Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
     """
-    if os.name != "posix" or not POSIX:
+    if not POSIX:
         raise OneLine(
             "infermux serve is POSIX only (Linux, macOS, WSL): gunicorn, which it runs, needs it; "
             "the library and the other commands work here"

@@ -101,9 +101,9 @@ class _Environment(NamedTuple):
         for variable in self.keys[preset]:
             if value := self.get(variable):
                 if variable.endswith(_ADDRESSES):
-                    address = _local(variable, value)
-                    return ProviderConfig(preset, preset, address, source=variable)
-                key, address = secret(variable, value, variable), self.base_url(preset)
+                    key, address = None, _local(variable, value)
+                else:
+                    key, address = secret(variable, value, variable), self.base_url(preset)
                 return ProviderConfig(preset, preset, address, key, source=variable)
         return None
 
@@ -235,11 +235,11 @@ class _File:
         )
 
     def _all(self, data: Any, section: str, read: Any) -> list[Any]:
-        found = []
+        """Return what *read* makes of each table of a section with names."""
+        found, place, written = [], f"[{section}]", data.get(section, {})
+        if not isinstance(written, dict):
+            self.unread[EVERYTHING] = None
         with self.problems:
-            place, written = f"[{section}]", data.get(section, {})
-            if not isinstance(written, dict):
-                self.unread[EVERYTHING] = None
             remedy = f"; write [{section}.NAME]"
             for name, value in of_type(dict, written, place, remedy=remedy).items():
                 with self.problems:
@@ -307,8 +307,7 @@ class _File:
 
     def _without_cycles(self, models: list[ModelConfig]) -> list[ModelConfig]:
         found = without_cycles(models, self.problems)
-        kept = {model.name for model in found}
-        self.unread |= dict.fromkeys(model.name for model in models if model.name not in kept)
+        self.unread |= dict.fromkeys(each.name for each in models if each not in found)
         check_ties(found, self.problems)
         return found
 
@@ -386,7 +385,7 @@ class _Variables:
         return replace(config, server=replace(config.server, admin_key=key))
 
     def _overridden(self, config: Config, variable: str, value: str) -> Config:
-        section, _, key = variable.removeprefix(PREFIX).lower().partition("__")
+        section, _, key = _word(variable.removeprefix(PREFIX)).partition("__")
         if section in SECTIONS:
             old = getattr(config, section) or SECTIONS[section]()
             new = self._set.field(old, variable, f"[{section}]", key, value)
@@ -397,8 +396,8 @@ class _Variables:
                 hint = suggestion(section, [*SECTIONS, "providers"])
             raise ConfigError(f"{variable}: there is no section {section!r}{hint}")
         name, _, key = key.partition("__")
-        known = {provider.name.lower(): provider for provider in config.providers}
-        if name not in known and name in (each.lower() for each, _ in config.unread):
+        known = {_word(provider.name): provider for provider in config.providers}
+        if name not in known and name in (_word(each) for each, _ in config.unread):
             return config
         if name not in known:
             remedy = f"add [providers.{name}] to {FILE}{close_to(name, known)}"
@@ -417,7 +416,8 @@ class _Variables:
         records |= {f"providers__{each.name}": each for each in config.providers}
         names = {"CONFIG": CONFIG, "ADMIN_KEY": ADMIN_KEY}
         for place, record in records.items():
-            names |= {each: PREFIX + each for each in variables(f"{place.upper()}__", record)}
+            section = _word(place).upper()
+            names |= {each: PREFIX + each for each in variables(f"{section}__", record)}
         names["SERVER__ADMIN_KEY"] = ADMIN_KEY  # the longer name works, too
         found = [each for each in names if resembles(rest, each)]
         vendors = {each for keys in self._environment.keys.values() for each in keys}
@@ -427,8 +427,13 @@ class _Variables:
         return did_you_mean(dict.fromkeys(names[each] for each in found[:3])) or ": unset it"
 
 
+def _word(name: str) -> str:
+    """Return a name as a variable may have it, which has no -, in lower case."""
+    return name.lower().replace("-", "_")
+
+
 def _of_kubernetes(name: str, value: str) -> bool:
     """Whether Kubernetes sets the variable, for a Service called infermux or infermux-…"""
-    if "://" in value and re.search(r"_PORT(_\d+_(TCP|UDP|SCTP))?$", name):
-        return True
-    return re.search(r"_(SERVICE_(HOST|PORT\w*)|PORT_\d+_\w+_(PROTO|PORT|ADDR))$", name) is not None
+    address = r"|PORT(_\d+_(TCP|UDP|SCTP))?" * ("://" in value)
+    form = rf"_(SERVICE_(HOST|PORT\w*)|PORT_\d+_\w+_(PROTO|PORT|ADDR){address})$"
+    return re.search(form, name) is not None

@@ -96,8 +96,8 @@ class CommandSecret(Secret):
             if not self._runs and not (good and failed):
                 if failed:
                     raise NoSecret(self._why)
-                self._runs = True
                 threading.Thread(target=self._run, daemon=True).start()
+                self._runs = True
             while self._runs and not good and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             if good or time.monotonic() - self._fetched < self._ttl:
@@ -150,11 +150,10 @@ class CommandSecret(Secret):
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "invalid"
             raise NoSecret(f"{self.source} cannot be run: {reason}") from None
-        streams = [process.stdout, process.stderr]
-        found = [bytearray(), bytearray()]
+        output, errors = bytearray(), bytearray()
         readers = [
-            threading.Thread(target=_read_all, args=pair, daemon=True)
-            for pair in zip(streams, found, strict=True)
+            threading.Thread(target=_read_all, args=pipe, daemon=True)
+            for pipe in ((process.stdout, output), (process.stderr, errors))
         ]
         for reader in readers:
             reader.start()
@@ -167,11 +166,11 @@ class CommandSecret(Secret):
         finally:
             _stop(process)
         if code:
-            secrets = [*_private(self._argv), *found[0].decode(errors="replace").split()]
-            raise NoSecret(f"{self.source} failed with exit code {code}{_told(found[1], secrets)}")
-        if len(found[0]) > MAX_OUTPUT:
+            secrets = [*_private(self._argv), *output.decode(errors="replace").split()]
+            raise NoSecret(f"{self.source} failed with exit code {code}{_told(errors, secrets)}")
+        if len(output) > MAX_OUTPUT:
             raise NoSecret(f"{self.source} printed more than {MAX_OUTPUT} bytes")
-        return found[0].decode("ascii", "replace")
+        return output.decode("ascii", "replace")
 
 
 def _read_all(stream: Any, into: bytearray) -> None:

@@ -386,7 +386,7 @@ def ours(word: str, known: Container[str]) -> list[str]:
 
 def _home(word: str) -> str:
     """Return which tables have the key that *word* means, or ""."""
-    keys = {name: place for place, kind in TABLES.items() for name in keys_of(kind)}
+    keys = {name for kind in TABLES.values() for name in keys_of(kind)}
     for key in (word, *ours(word, keys)):
         if places := [place for place, kind in TABLES.items() if key in keys_of(kind)]:
             return f"; {'it' if key == word else repr(key)} is a key of {' and '.join(places)}"

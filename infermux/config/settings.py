@@ -369,7 +369,7 @@ def price_file(file: str, folder: Path) -> PriceFile | None:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise ConfigError(f"{place} is not JSON: {where}") from None
-    except (ValueError, RuntimeError, RecursionError):
+    except (ValueError, RuntimeError):
         raise ConfigError(f"{place} is not the path of a JSON file") from None
 
 

@@ -52,12 +52,14 @@ def test_a_topic_is_printed_as_it_is_written(topic: str) -> None:
     assert told == (TOPICS / f"{topic}.md").read_text().rstrip("\n") + "\n"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "keys create", "prices update"])
 def test_help_of_a_command_is_its_own(name: str) -> None:
-    result = infermux("help", name)
+    words = name.split()
+    result = infermux("help", *words)
     assert result.exit_code == 0
     if name not in ("parameters", *(file.stem for file in TOPICS.glob("*.md"))):
-        assert result.stdout == CliRunner().invoke(main, [name, "-h"], prog_name="infermux").stdout
+        told = CliRunner().invoke(main, [*words, "-h"], prog_name="infermux")
+        assert result.stdout == told.stdout
 
 
 @pytest.mark.parametrize(

@@ -1286,6 +1286,14 @@ def test_a_provider_of_the_file_is_changed(key, value, field, expected):
     )
 
 
+def test_a_provider_whose_name_has_a_dash_is_changed_too():
+    name = "INFERMUX_PROVIDERS__MY_LOCAL__CONCURRENCY"
+    text = LOCAL.replace("[providers.local]", "[providers.my-local]")
+    assert provider(load(text, **{name: "9"}), "my-local").concurrency == 9
+    with pytest.raises(ConfigError, match=f"did you mean '{name}'"):
+        load(text, INFERMUX_CONCURRENCY="9")
+
+
 def test_an_overridden_secret_is_the_secret():
     found = load(
         OPENAI, INFERMUX_SERVER__ADMIN_KEY="adm", INFERMUX_PROVIDERS__OPENAI__API_KEY="other"

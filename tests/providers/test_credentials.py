@@ -432,6 +432,22 @@ def test_after_a_failure_the_last_token_is_used_while_it_lasts(tmp_path, monkeyp
         assert found.infer("hi", model="v/m").content == "hi"
 
 
+def test_a_thread_that_cannot_start_does_not_end_all_fetching(tmp_path, monkeypatch):
+    start = threading.Thread.start
+
+    def fails(thread: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        raise RuntimeError("can't start new thread")
+
+    with Keyed() as vendor:
+        path = program(tmp_path, COUNTS)
+        found = router(vendor, f'{{ command = "{path}", timeout = 2 }}', tmp_path)
+        monkeypatch.setattr(threading.Thread, "start", fails)
+        with pytest.raises(InferMuxError):
+            found.infer("hi", model="v/m")
+        assert found.infer("hi", model="v/m").content == "hi" and runs(tmp_path) == 1
+
+
 def test_a_refused_token_is_fetched_again(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "RETRY_SECONDS", 0.0)
     with Keyed() as vendor:
