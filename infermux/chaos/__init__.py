@@ -54,7 +54,6 @@ class Row(NamedTuple):
 
     @property
     def silently_wrong(self) -> bool:
-        """Whether the client got a wrong answer without an error."""
         return self.outcome == WRONG
 
 
@@ -255,17 +254,9 @@ def _row(config: Config, case: Case, trial: _Trial, healthy: FaultyVendor) -> Ro
     fault = None if trial.fault is HEALTHY else trial.name
     with FaultyVendor(fault, when=trial.when) as vendor:
         got = _called(config, case, trial, healthy, vendor)
-    note = got.problem(config.reliability)
-    return Row(
-        *trial,
-        got.outcome,
-        len(got.call.attempts),
-        got.seconds,
-        got.failover,
-        not note,
-        ", ".join(case.names),
-        note,
-    )
+    note, attempts = got.problem(config.reliability), len(got.call.attempts)
+    what = *trial, got.outcome, attempts, got.seconds, got.failover
+    return Row(*what, not note, ", ".join(case.names), note)
 
 
 def _called(

@@ -87,7 +87,7 @@ class Fault(NamedTuple):
 
 class Peer:
     def __init__(self, sock: socket.socket, stopped: threading.Event) -> None:
-        self._sock, self._stopped, self._rest = sock, stopped, b""
+        self.sock, self._stopped, self._rest = sock, stopped, b""
 
     def request(self) -> tuple[str, bytes] | None:
         """Return path and body of the next request, or None if the client has hung up."""
@@ -105,19 +105,19 @@ class Peer:
         return path, body
 
     def _receive(self) -> bytes:
-        data = self._sock.recv(65536)
+        data = self.sock.recv(65536)
         self._rest += data
         return data
 
     def send(self, *data: bytes) -> None:
-        self._sock.sendall(b"".join(data))
+        self.sock.sendall(b"".join(data))
 
     def drip(self, data: bytes) -> None:
         """Send bytes one by one, DRIP_SECONDS apart, until the vendor stops."""
         for at in range(len(data)):
             if self._stopped.wait(DRIP_SECONDS):
                 return
-            self._sock.sendall(data[at : at + 1])
+            self.sock.sendall(data[at : at + 1])
 
     def begin(self, answer: Answer) -> None:
         """Begin a stream: send its head and the events before the fault."""
@@ -127,16 +127,6 @@ class Peer:
     def wait(self) -> None:
         """Wait, so that the client first gets what was sent."""
         self._stopped.wait(FAULT_SECONDS)
-
-    def hold(self) -> None:
-        """Send nothing until the client hangs up."""
-        while self._sock.recv(65536):
-            pass
-
-    def reset(self) -> None:
-        """End the connection with RST instead of FIN (SO_LINGER of 0 seconds)."""
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._sock.close()
 
 
 # -- HTTP and JSON --
@@ -219,11 +209,15 @@ def _closed(peer: Peer, answer: Answer) -> None:
 
 
 def _reset(peer: Peer, answer: Answer) -> None:
-    peer.reset()
+    """End the connection with RST instead of FIN (SO_LINGER of 0 seconds)."""
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.sock.close()
 
 
 def _stall(peer: Peer, answer: Answer) -> None:
-    peer.hold()
+    """Send nothing until the client hangs up."""
+    while peer.sock.recv(65536):
+        pass
 
 
 def _slow_headers(peer: Peer, answer: Answer) -> None:
@@ -294,8 +288,8 @@ def _garbage_event(answer: Answer) -> bytes:
 def _healthy(answer: Answer) -> bytes:
     if not answer.streamed:
         return message(200, answer.whole)
-    events = (answer.opening, *answer.tokens, answer.ending)
-    return _head(200, _STREAM) + _chunks(*events, last=True)
+    events = _chunks(answer.opening, *answer.tokens, answer.ending, last=True)
+    return _head(200, _STREAM) + events
 
 
 def _in_stream(description: str, act: Act) -> Fault:

@@ -57,7 +57,6 @@ class FaultyVendor:
             raise ValueError("the text needs two characters, so that its stream can be cut")
         self.connections = 0
         self._lock = threading.Lock()  # for what follows; never held while sending
-        self._fault, self._when, self._left = "", BEFORE, -1
         self._requests: list[Seen] = []
         self._socks: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []

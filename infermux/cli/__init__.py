@@ -127,10 +127,9 @@ def in_one_line() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except LedgerUnavailable as error:
-        raise OneLine(error.reason) from None  # who runs commands is an operator
-    except InferMuxError as error:
-        raise OneLine(str(error)) from None
+    except InferMuxError as error:  # who runs commands is an operator
+        why = error.reason if isinstance(error, LedgerUnavailable) else str(error)
+        raise OneLine(why) from None
     except UnicodeDecodeError:
         raise OneLine("the input is not UTF-8 text") from None
     except OSError as error:
@@ -258,7 +257,7 @@ def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return rows as CSV; a spreadsheet does not take any text in it for a formula."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([*map(_cell, row)] for row in (head, *rows))
-    return out.getvalue()
+    return out.getvalue().rstrip("\n")
 
 
 def bar(part: int, whole: int) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
@@ -78,23 +79,23 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
     Example: infermux ledger export --csv --month last
     """
     with usage_errors(), closing(the_ledger(**where)) as file:
-        zone = file.zone
+        count, zone = 0, file.zone
         span = reports.period(time.time(), month=month, zone=zone)
         records = chain.from_iterable(reports.export(file, span))
         if folder is None:
-            if not _write(sys.stdout, form, records):
-                warn("there are no calls of that time; pruned ones have left only their sums")
-            return
-        os.makedirs(folder, exist_ok=True)
-        for name, calls in groupby(
-            records, lambda record: step_name("day", record.call.at_ns / 1e9, zone)[:7]
-        ):
-            path = Path(folder, f"calls-{name}.{form}")
-            with open(
-                path, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
-            ) as out:
-                count = _write(out, form, calls)
-            click.echo(f"wrote {path}: {counted(count, 'call')}")
+            count = _write(sys.stdout, form, records)
+        else:
+            os.makedirs(folder, exist_ok=True)
+            months = groupby(
+                records, lambda each: step_name("day", each.call.at_ns / 1e9, zone)[:7]
+            )
+            for name, calls in months:
+                path = Path(folder, f"calls-{name}.{form}")
+                with open(path, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)) as out:
+                    count = _write(out, form, calls)
+                click.echo(f"wrote {path}: {counted(count, 'call')}")
+    if not count:
+        warn("there are no calls of that time; pruned ones have left only their sums")
 
 
 @ledger.command()
@@ -229,9 +230,10 @@ def _write(out: TextIO, form: str, records: Iterable[Record]) -> int:
         if form == "csv":
             found |= {"attempts": len(found["attempts"]), "tags": json_text(found["tags"])}
             text = csv_text([*found], [[*found.values()]])
-            out.write(text if count == 1 else text.partition("\n")[2])
+            text = text if count == 1 else text.partition("\n")[2]
         else:
-            out.write(f"{json_text(found)}\n")
+            text = json_text(found)
+        out.write(f"{text}\n")
     return count
 
 

@@ -248,8 +248,7 @@ class View:
         tally = self._run.tally
         seconds = max(time.monotonic() - self._started, 0.001)
         failed = f"  {tally.failed:,} failed" if tally.failed else ""
-        dollars = (self._files.done.cost + tally.cost) / PICO
-        done = counted(tally.lines, "line")
+        done, dollars = counted(tally.lines, "line"), self._run.spent / PICO
         return f"{done}  {tally.lines / seconds:,.1f}/s{failed}  ${dollars:,.4f}"
 
     def summarize(self) -> None:
@@ -264,7 +263,7 @@ class View:
             ]
             if done.count:
                 earlier = counted(done.count, "earlier result")
-                parts.append(f"${usd(done.cost + tally.cost)} with {earlier}")
+                parts.append(f"${usd(self._run.spent)} with {earlier}")
             click.echo("; ".join(parts), err=True)
         if self._run.stopped:
             warn(_STOPPED[self._run.stopped])

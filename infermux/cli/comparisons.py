@@ -92,7 +92,7 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
     ]
     if form == "csv":
         head = [name.replace("agrees", "verdict") for name in found[-1]]
-        return csv_text(head, cells[:-1]).rstrip("\n")
+        return csv_text(head, cells[:-1])
     differ = sum(not row.agrees for row in rows)
     compared = counted(len(rows), "day and model", "days and models")
     lines = [
@@ -114,18 +114,14 @@ def side_by_side(
     span: reports.Period,
     caller: str | None,
     form: str | None,
-    other: object,
-) -> int:
-    """Print the comparison of two models; *other* options exclude it. Return the exit code."""
-    if other:
-        raise click.UsageError("--compare takes neither --by nor --reconcile")
+) -> None:
+    """Print the comparison of two models."""
     found = compare(ledger, *models, since=span.since, until=span.until, caller=caller)
     head, rows = found.table()
     if form == "json":
         text = json_text(found.to_dict())
     elif form == "csv":
-        text = csv_text(head, rows).rstrip("\n")
+        text = csv_text(head, rows)
     else:
         text = "\n".join([*found.words(), table(head, rows, right=range(1, len(head)))])
     click.echo(text)
-    return 0

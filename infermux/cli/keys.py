@@ -133,8 +133,9 @@ def create(
         "tags": dict(map(_tag, tags)) or own_tags or None,
     }
     with _store(config) as (router, ledger):
+        opens = router.keyring is None or router.keyring.open
         made = issuing.create(router, ledger, data)
-        if router.keyring is None or not router.keyring.own:
+        if opens:
             warn(
                 "callers without a key are refused from now on; add an empty table [keys] to "
                 "infermux.toml, so that this holds whatever becomes of the ledger"

@@ -189,6 +189,8 @@ def costs(
     """
     if bill is None and (providers or tolerance):
         raise click.UsageError("--provider and --tolerance need --reconcile")
+    if models and (by or bill):
+        raise click.UsageError("--compare takes neither --by nor --reconcile")
     if whole and (since or until or month):
         raise click.UsageError("give --all, or a time")
     recent = form != "json" and not (since or until or month or whole or bill)
@@ -197,18 +199,14 @@ def costs(
         since = f"{RECENT_DAYS}d" if recent else since
         span = reports.period(time.time(), since=since, until=until, month=month, zone=zone)
         if models:
-            sys.exit(side_by_side(ledger, models, span, caller, form, by or bill))
+            side_by_side(ledger, models, span, caller, form)
+            return
         if bill is not None:
             sys.exit(reconciled(ledger, bill, span, caller, providers, tolerance, form))
         found = reports.costs(
             ledger, reports.dimensions(by), span, caller=caller, limit=min(limit, MAX_ROWS)
         )
-    if form == "json":
-        click.echo(json_text(found.to_dict()))
-    elif form == "csv":
-        click.echo(_costs_csv(found), nl=False)
-    else:
-        click.echo(_costs_table(found, bars=sys.stdout.isatty()))
+    click.echo(_costs_text(found, form))
     if recent:
         warn(f"these are the last {RECENT_DAYS} days; --all shows all calls")
     _warn_of_pruned(found)
@@ -311,7 +309,14 @@ def usage_errors() -> Iterator[None]:
 # -- costs and logs as text --
 
 
-def _costs_table(found: reports.Costs, *, bars: bool) -> str:
+def _costs_text(found: reports.Costs, form: str | None) -> str:
+    if form == "json":
+        return json_text(found.to_dict())
+    return _costs_csv(found) if form == "csv" else _costs_table(found)
+
+
+def _costs_table(found: reports.Costs) -> str:
+    bars = sys.stdout.isatty()
     money = _aligned([reports.amount(total) for total in (*found.rows, found.total)])
     highest = max((row.cost for row in found.rows), default=0)
     saves = any(total.cache_saved for total in found.rows)

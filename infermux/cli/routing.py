@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import closing
 
@@ -191,7 +192,7 @@ def replay(
     if not send and (text is not None or prompt is not None):
         raise click.UsageError("a prompt needs --send")
     with closing(the_ledger(config, path)) as ledger:
-        record = ledger.call(id := call_id.removeprefix("chatcmpl-"))
+        record = ledger.call(id := re.split("[-_]", call_id)[-1])  # chatcmpl-ID, msg_ID
     if record is None:
         raise OneLine(f"there is no call {id[:40]!r} in the ledger")
     call, decision = record.call, _decision(record)

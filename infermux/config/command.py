@@ -82,7 +82,7 @@ class CommandSecret(Secret):
 
     @property
     def seals(self) -> tuple[str, ...]:
-        """Texts by which ids are signed: the same in all processes, whatever the key is."""
+        """The same in all processes, whatever the key is."""
         return (PLACE + "\0".join(self._argv),)
 
     def current(self, patience: float) -> str:
@@ -193,8 +193,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _told(errors: bytearray, secrets: Iterable[str]) -> str:
     """Return the last line of a command's errors, without *secrets* and what may be a token."""
-    lines = errors.decode(errors="replace").strip().splitlines()
-    last = lines[-1] if lines else ""
+    [*_, last] = ["", *errors.decode(errors="replace").strip().splitlines()]
     for known in sorted(secrets, key=len, reverse=True):
         if len(known) >= MIN_SECRET:
             last = last.replace(known, "[redacted]")

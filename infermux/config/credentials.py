@@ -36,7 +36,7 @@ class FileSecret(Secret):
 
     @property
     def seals(self) -> tuple[str, ...]:
-        """Texts by which ids are signed: by the place, as the key may change; the key's own."""
+        """The place, as the key may change, and the key's own."""
         return f"{PLACE}file\0{self._path}", self._value
 
     def _read(self, place: str) -> tuple[tuple[int, ...], str]:
@@ -85,7 +85,6 @@ class SecretPool(Secret):
 
     @property
     def seals(self) -> tuple[str, ...]:
-        """Texts by which ids are signed: those of all keys."""
         return tuple(seal for key in self.keys for seal in key.seals)
 
 

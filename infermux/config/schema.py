@@ -87,7 +87,7 @@ class Problems:
 
     def at(self, place: str) -> tuple[str, ...]:
         """Return the errors with *place*, if given, before each."""
-        head = f"{place}: " if place else ""
+        head = place and f"{place}: "
         return tuple(head + error.removeprefix(head) for error in self.errors)
 
     def check(self) -> None:
@@ -165,7 +165,7 @@ def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
     if "Secret" in str(kind):
         return secret(variable, value)
     if isinstance(old, bool):
-        if (word := value.strip().lower()) not in ("true", "false"):
+        if (word := value.lower()) not in ("true", "false"):
             raise wrong_value(variable, TYPES[bool], value)
         return word == "true"
     if isinstance(old, tuple):
@@ -209,9 +209,9 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
                         raise ConfigError(f"{place}: a name with a dot {_QUOTES}: {whole}")
                     raise ConfigError(f"{place} has no {shown(name)}{hint}")
                 read[name] = readers[name](item, f"{place}.{name}")
-        missing, told = [name for name in required if name not in data], "".join(problems.errors)
+        told = "".join(problems.errors)
         if _QUOTES not in told:
-            missing = [name for name in missing if repr(name) not in told]
+            missing = [name for name in required if name not in data and repr(name) not in told]
             problems.errors += [f"{place} needs {name!r}" for name in missing]
         problems.check()
         return kind(**given, **read)
@@ -246,12 +246,11 @@ def text(value: Any, place: str, form: str = "") -> str:
 
 
 def texts(value: Any, place: str) -> tuple[str, ...]:
-    words = [
-        text(item, f"{place}[{number}]") for number, item in enumerate(of_type(list, value, place))
-    ]
-    for number, word in enumerate(words):
-        if word in words[:number]:
+    words: list[str] = []
+    for number, item in enumerate(of_type(list, value, place)):
+        if (word := text(item, f"{place}[{number}]")) in words:
             raise ConfigError(f"{place} names {word!r} twice")
+        words.append(word)
     return tuple(words)
 
 
@@ -284,8 +283,9 @@ def or_zero(reader: Reader) -> Reader:
     """Return a reader that also accepts 0, in either type."""
 
     def read(value: Any, place: str) -> Any:
-        is_zero = type(value) in (int, float) and not value
-        return reader(1, place) * 0 if is_zero else reader(value, place)
+        if type(value) in (int, float) and not value:
+            return reader(1, place) * 0
+        return reader(value, place)
 
     return read
 

@@ -347,9 +347,10 @@ def test_wrong_arguments_of_ledger_commands_are_named(path: str, tmp_path: Path)
         assert (
             f"--keep must be a number of days, such as \"400d\", not '{keep_days}'" in result.stderr
         )
-    result = infermux("ledger", "export", "--month", "2020-01", "--ledger", path)
-    assert (result.exit_code, result.stdout) == (0, "")
-    assert "no calls of that time" in result.stderr
+    for to in ((), ("--to", str(tmp_path / "months"))):
+        result = infermux("ledger", "export", "--month", "2020-01", "--ledger", path, *to)
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert "no calls of that time" in result.stderr
     missing = str(tmp_path / "none" / "b.db")
     result = infermux("ledger", "backup", missing, "--ledger", path)
     failed_in_one_line(result, "there is no folder", "none")

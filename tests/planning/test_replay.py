@@ -266,7 +266,8 @@ def test_replay_says_what_was_decided_and_what_came_of_it(path: Path) -> None:
         ["3", "c/m", "not"],
     ]
     assert lines[-1].startswith("identical")
-    assert replay(path, f"chatcmpl-{id}").stdout == result.stdout
+    for ident in (f"chatcmpl-{id}", f"resp_{id}", f"msg_{id}"):  # as bodies name it
+        assert replay(path, ident).stdout == result.stdout
 
 
 def test_replay_as_json(path: Path) -> None:

@@ -550,8 +550,12 @@ def test_a_command_says_in_one_line_what_is_wrong(file, words, said):
 
 
 def test_the_first_key_by_command_says_that_it_closes_the_service(file):
-    file.write_text(file.read_text().replace(OWN, ""))
-    assert "callers without a key are refused from now on" in command("keys", "create", "a").stderr
+    told = "callers without a key are refused from now on"
+    assert told not in command("keys", "create", "b").stderr
+    file.write_text(file.read_text().replace(OWN, "[keys]"))
+    assert told not in command("keys", "create", "c").stderr  # the table is there
+    file.write_text(file.read_text().replace("[keys]", ""))
+    assert told in command("keys", "create", "a").stderr
 
 
 # -- headers --

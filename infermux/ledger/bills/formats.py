@@ -26,7 +26,7 @@ _OPENROUTER_MODEL = ("model", "slug", "model_permaslug")
 _OPENROUTER_BYOK = ("byok_usage_inference", "byok_usage", "upstream_inference_cost")
 _BYOK = "paid with own keys (BYOK)"
 _PLAIN_DAY = (
-    *_ANTHROPIC_DAY[:1],
+    "usage_date_utc",
     "usage_date",
     "date",
     "day",

@@ -119,8 +119,7 @@ def _text(data: bytes) -> tuple[str, tuple[str, ...]]:
 def _csv(text: str, notes: tuple[str, ...]) -> Table:
     stream = io.StringIO(text, newline="")  # lines end in LF, CRLF or CR
     first, skipped = stream.readline(), 0
-    named = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
-    if named:
+    if named := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
         delimiter, skipped = named[1], 1
     else:
         stream.seek(0)

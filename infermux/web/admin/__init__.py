@@ -24,7 +24,7 @@ from ...types import JSON, LogThrottle
 from .. import EndpointBlueprint, Route, auth, endpoints
 from ..auth import Admin
 from ..http import Api, View, json_body, json_response, plain_error, query_of, read_body
-from . import calls
+from . import overview
 from .status_page import About, StatusPage
 
 log = logging.getLogger("infermux")
@@ -163,12 +163,12 @@ def budgets(api: Api) -> Response:
 
 def find_calls(api: Api) -> Response:
     with _ledger(api) as ledger:
-        return calls.listed(ledger)
+        return overview.calls(ledger)
 
 
 def one_call(api: Api, id: str) -> Response:
     with _ledger(api) as ledger:
-        return calls.one(ledger, id)
+        return overview.call(ledger, id)
 
 
 @contextmanager

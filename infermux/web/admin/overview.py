@@ -1,4 +1,4 @@
-"""The data of the status page, which the page renders and GET /status/overview returns."""
+"""The data of the status page: GET /status/overview returns it, GET /calls searches the calls."""
 
 from __future__ import annotations
 
@@ -9,21 +9,37 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from flask import Response, request
+
 from ... import __version__
-from ...errors import InferMuxError, close_to, printable, shown
-from ...ledger import LedgerUnavailable, Total, summed
-from ...ledger.recent import activity
+from ...errors import InferMuxError, NotFound, close_to, printable, shown
+from ...ledger import LedgerUnavailable, Record, Total, reports, summed
+from ...ledger.recent import activity, search
 from ...ledger.recent.activity import OTHERS, Activity, Step
+from ...ledger.recent.search import Search
 from ...ledger.reports import figures, iso, kind, money
 from ...ledger.sql import Ledger
+from ...planning import Plan, replayed
 from ...planning.registry import flat
 from ...protocol import must_be
 from ...routing.router import Router
 from ...server import status
 from ...server.status import TargetStatus
 from ...types import JSON, Target
+from ..http import json_response, query_of
 from .sentence import Sentence, meaning, sentence
 
+PARAMETERS = (
+    "q",
+    "status",
+    "model",
+    "provider",
+    "caller",
+    "error",
+    "before",
+    "limit",
+)  # of a search
+CALLS = 50  # of a page of calls, by default
 MAX_ROWS = 12  # rows of a table; the others are added up in one more
 _filling: weakref.WeakSet[Any] = weakref.WeakSet()  # ledgers for which a thread sums up steps
 _lock = threading.Lock()
@@ -55,7 +71,7 @@ def span_of(text: str) -> Span:
 
 
 class Overview(NamedTuple):
-    """All data but the calls; `steps` and the fields below it are None without a ledger."""
+    """All data but the calls; `activity` and `whole` are None without a ledger."""
 
     now: float
     span: Span
@@ -67,9 +83,41 @@ class Overview(NamedTuple):
     activity: Activity | None
     whole: Step | None
 
+    @property
+    def steps(self) -> list[Step]:
+        return self.activity.steps if self.activity is not None else []
+
+    @property
+    def costs(self) -> dict[str, list[Total]]:
+        if self.whole is None:
+            return {}
+        return {
+            "model": activity.grouped(self.whole.targets, 0, 1),
+            "key": list(self.whole.callers),
+            "tag": [total for total in self.whole.tags if total.key != ("",)],
+        }
+
+    @property
+    def errors(self) -> list[JSON]:
+        whole = self.whole or Step(0)
+        by_call = Counter({total.key[0]: total.calls for total in whole.errors})
+        by_attempt = Counter({t.key[0]: t.attempts for t in activity.grouped(whole.targets, 2)})
+        codes = {*by_call, *by_attempt} - {"", OTHERS}
+        return [
+            {
+                "code": code,
+                "calls": by_call[code],
+                "attempts": by_attempt[code],
+                "meaning": meaning(code).what,
+                "remedy": meaning(code).remedy,
+            }
+            for code in sorted(codes, key=lambda code: (-by_call[code], -by_attempt[code], code))
+        ]
+
     def to_dict(self) -> JSON:
         """Return the body of GET /status/overview."""
-        told: JSON = {
+        seen, whole = self.activity, self.whole
+        return {
             "time": iso(int(self.now)),
             "span": self.span.name,
             "since": iso(self.span.since(self.now)),
@@ -77,21 +125,13 @@ class Overview(NamedTuple):
             "level": self.sentence.level,
             "sentence": self.sentence.text,
             "ledger": self.ledger,
-            "sums": None,
+            "sums": seen and whole and sums(whole) | {"unfinished_steps": seen.unfinished},
             "budgets": self.budgets,
             "targets": self.targets,
-            "steps": [],
-            "costs": {},
-            "errors": [],
+            "steps": [{"start": iso(step.start)} | sums(step) for step in self.steps],
+            "costs": {name: _table(rows) for name, rows in self.costs.items()},
+            "errors": self.errors,
             "service": self.service,
-        }
-        if self.activity is None or self.whole is None:
-            return told
-        return told | {
-            "sums": sums(self.whole) | {"unfinished_steps": self.activity.unfinished},
-            "steps": [{"start": iso(step.start)} | sums(step) for step in self.activity.steps],
-            "costs": {name: _table(rows) for name, rows in costs(self.whole).items()},
-            "errors": errors(self.whole),
         }
 
 
@@ -192,14 +232,6 @@ def sums(step: Step) -> JSON:
     return figures(step.total) | {"failovers": step.failovers} | latency
 
 
-def costs(whole: Step) -> dict[str, list[Total]]:
-    return {
-        "model": activity.grouped(whole.targets, 0, 1),
-        "key": list(whole.callers),
-        "tag": [total for total in whole.tags if total.key != ("",)],
-    }
-
-
 def top(totals: Sequence[Total]) -> tuple[Sequence[Total], int, Total]:
     """Return the first rows, how many more there are, and their sum."""
     named = [total for total in totals if OTHERS not in total.key]
@@ -216,22 +248,6 @@ def _table(totals: Sequence[Total]) -> JSON:
     }
 
 
-def errors(whole: Step) -> list[JSON]:
-    by_call = Counter({total.key[0]: total.calls for total in whole.errors})
-    by_attempt = Counter({t.key[0]: t.attempts for t in activity.grouped(whole.targets, 2)})
-    codes = {*by_call, *by_attempt} - {"", OTHERS}
-    return [
-        {
-            "code": code,
-            "calls": by_call[code],
-            "attempts": by_attempt[code],
-            "meaning": meaning(code).what,
-            "remedy": meaning(code).remedy,
-        }
-        for code in sorted(codes, key=lambda code: (-by_call[code], -by_attempt[code], code))
-    ]
-
-
 def _budget(state: Any) -> JSON:
     used, budget = state.spent + state.held, state.budget
     return {
@@ -243,3 +259,62 @@ def _budget(state: Any) -> JSON:
         "used": round(used / state.limit, 4) if state.limit else 1.0,
         "resets": iso(state.resets),
     }
+
+
+# -- calls --
+
+
+def search_of(given: Mapping[str, str]) -> Search:
+    """Return the search that URL parameters describe; raise RequestError naming the wrong one."""
+    text = given.get("q", "")
+    if len(text) > search.MAX_TEXT:
+        raise must_be("q", f"at most {search.MAX_TEXT} characters long")
+    before = given.get("before")
+    found = Search(
+        text,
+        search.checked_status(given.get("status", "")),
+        given.get("model", ""),
+        given.get("provider", ""),
+        given.get("caller") or None,
+        given.get("error", ""),
+        limit=min(reports.limited(given.get("limit"), CALLS), search.MAX_FOUND),
+    )
+    return found._replace(before=search.place(before)) if before else found
+
+
+def calls(ledger: Ledger) -> Response:
+    """Return the newest calls that fit, and where the next page begins."""
+    query_of(*PARAMETERS)
+    page = search.find(ledger, search_of(request.args))
+    return json_response(
+        {
+            "calls": [reports.call_dict(record) for record in page.records],
+            "next": page.cursor,
+            "searched_to": None if page.searched is None else iso(page.searched / 1e9),
+        }
+    )
+
+
+def call(ledger: Ledger, id: str) -> Response:
+    """Return the call whose id begins with *id*: its attempts, its plan, what its error means."""
+    record = ledger.call(id)
+    if record is None:
+        raise NotFound(f"no call has the id {shown(id)}")
+    found, code = plan_of(record), record.call.error_code
+    plan = found and {
+        "strategy": found.strategy,
+        "forced": found.forced,
+        "targets": [str(target) for target in found.targets],
+        "left_out": {str(target): reason for target, reason in found.dropped.items()},
+    }
+    more = {"plan": plan, "meaning": meaning(code)._asdict() if code else None}
+    return json_response(reports.call_dict(record) | more)
+
+
+def plan_of(record: Record) -> Plan | None:
+    """Return the plan recorded with a call, or None if another version wrote it."""
+    text = record.call.plan
+    try:
+        return replayed(text).kept if text else None
+    except ValueError:
+        return None

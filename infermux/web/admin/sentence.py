@@ -49,10 +49,8 @@ def sentence(
 ) -> Sentence:
     """Return the most important line about the service."""
     bad = [target for target in targets if target.target in detours]
-    lines = list[list[Part]]()
-    level = "ok"
+    level, lines = "ok", _down(bad, len(targets), detours) if bad else []
     if bad:
-        lines = _down(bad, len(targets), detours)
         resting = all(target.state == "closed" or target.forced for target in bad)
         stranded = any(each["stranded"] for each in detours.values())
         level = "warn" if resting and not stranded else "bad"

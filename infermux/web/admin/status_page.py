@@ -31,7 +31,7 @@ from ...routing.router import Router
 from .. import Route, auth
 from ..auth import Admin, admin_key, admin_only
 from ..http import Api, json_response, query_of, read_body
-from . import calls, overview
+from . import overview
 from .sentence import meaning, phrase
 
 MAX_FORM = 4096  # bytes of the login's form
@@ -93,14 +93,10 @@ class StatusPage:
         given = request.args.to_dict()
         found = self._seen(given["span"] if given.get("span") in overview.SPANS else "")
         page, search, problem = self._calls(given)
-        steps = found.activity.steps if found.activity else []
         return _rendered(
             "status.html",
             view=found,
-            steps=steps,
-            of={step.start: overview.sums(step) for step in steps},
-            costs=overview.costs(found.whole) if found.whole else {},
-            errors=overview.errors(found.whole) if found.whole else [],
+            of={step.start: overview.sums(step) for step in found.steps},
             page=page,
             search=search,
             problem=problem,
@@ -119,7 +115,7 @@ class StatusPage:
         """Return a page of calls, or None without a ledger, and an error message."""
         ledger, problem = self._router.ledger, ""
         try:
-            wanted = calls.query(given)
+            wanted = overview.search_of(given)
         except RequestError as error:
             wanted, problem = Search(), error.message
         page = None
@@ -142,7 +138,7 @@ class StatusPage:
         """Show the form, or check the key that it sends and set the cookie."""
         key = admin_key(self._admin)
         if request.method != "POST":
-            return _redirect("../status") if auth.is_logged_in(request, key) else _login_form("")
+            return _redirect() if auth.is_logged_in(request, key) else _login_form("")
         if not auth.is_same_site(request):
             return _login_form("Log in on this page.", status=403)
         form = parse_qs(read_body(MAX_FORM).decode(errors="replace"), max_num_fields=10)
@@ -151,7 +147,7 @@ class StatusPage:
             if given:
                 auth.check_no_caller(api, given)
             return _login_form("That is not the admin key.", status=401)
-        response = _redirect("../status")
+        response = _redirect()
         auth.log_in(response, request, key)
         return response
 
@@ -167,8 +163,9 @@ def _login_form(problem: str, status: int = 200) -> Response:
     return _rendered("login.html", status=status, problem=problem, action=action)
 
 
-def _redirect(place: str) -> Response:
-    return Response(status=303, headers={"Location": place, "Referrer-Policy": "no-referrer"})
+def _redirect() -> Response:
+    headers = {"Location": "../status", "Referrer-Policy": "no-referrer"}
+    return Response(status=303, headers=headers)
 
 
 def _rendered(template: str, status: int = 200, **values: Any) -> Response:
@@ -194,7 +191,7 @@ def _may_compress() -> bool:
 
 def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:
     """Return a function that makes the page's URL with some parameters changed."""
-    names = ("span", *calls.PARAMETERS)
+    names = ("span", *overview.PARAMETERS)
     now = {name: given[name] for name in names if given.get(name)} | {"span": span}
 
     def link(_anchor: str = "", **changes: str) -> str:
@@ -287,7 +284,7 @@ _PAGES.filters["name"] = printable
 _PAGES.globals |= {
     "meaning": meaning,
     "phrase": phrase,
-    "plan_of": calls.plan,
+    "plan_of": overview.plan_of,
     "top": overview.top,
     "sums": overview.sums,
 }
