@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -178,7 +177,7 @@ def attachment(place: str) -> JSON:
     The vendor fetches the URL of an image; a PDF is fetched here, as not every format has its URL.
     """
     is_url = place.lower().startswith(("http://", "https://"))
-    path, url = PurePath(urlsplit(place).path if is_url else place), place
+    path, url = PurePath(re.split("[?#]", place)[0] if is_url else place), place
     kind = mimetypes.guess_type(path.name)[0] or ""
     if not (is_url and kind.startswith("image/")):
         data = _bytes(place, is_url=is_url)
@@ -312,7 +311,7 @@ def chat(
             talk.at_terminal()
         else:
             for line in sys.stdin:
-                if not talk.take(line.rstrip("\n")):
+                if not talk.take(line.removeprefix("\ufeff").rstrip("\n")):
                     break
 
 

@@ -215,6 +215,8 @@ def test_what_cannot_be_attached_is_one_line(tmp_path: Path, vendor: Vendor) -> 
         failed_in_one_line(
             infermux("infer", "Hi", "--attach", str(tmp_path / name), env=vendor.env), name
         )
+    address = "http://[::1"
+    failed_in_one_line(infermux("infer", "Hi", "--attach", address, env=vendor.env), address)
     assert vendor.seen == []
 
 
@@ -395,7 +397,15 @@ def test_chat_remembers_what_was_said() -> None:
 
 def test_chat_obeys_its_commands_and_sends_what_is_none() -> None:
     with Chatty() as vendor:
-        lines = ["/model gpt-4.1", "/etc/passwd?", "/modle x", "/model", "/help", "/exit", "never"]
+        lines = [
+            "\ufeff/model gpt-4.1",
+            "/etc/passwd?",
+            "/modle x",
+            "/model",
+            "/help",
+            "/exit",
+            "never",
+        ]
         result = infermux("chat", "-m", MODEL, given="\n".join(lines), env=vendor.env)
     assert (result.exit_code, result.stdout) == (0, "</etc/passwd?>\n")
     assert "did you mean '/model'?" in result.stderr

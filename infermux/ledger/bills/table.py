@@ -174,8 +174,7 @@ def _lines(
 
 def _json(text: str, notes: tuple[str, ...]) -> Table:
     try:
-        found = list(_documents(text))
-        records = [(place, _flat(each)) for place, each in found]
+        records = [(place, _flat(each)) for place, each in _documents(text)]
     except (ValueError, RecursionError):
         refuse("the bill looks like JSON, but is none")
     columns = {name: name for _, record in records for name in record}

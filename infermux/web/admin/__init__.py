@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC
 from functools import partial
 
 from flask import Response, request
@@ -124,33 +123,32 @@ def explain(api: Api) -> Response:
 
 def costs(api: Api) -> Response:
     """Return the costs by model or other dimensions, like `infermux costs`."""
-    span, caller, limit = _cost_query(api, time.time())
-    by = reports.dimensions(request.args.getlist("by"))
     with _ledger(api) as ledger:
+        span, caller, limit = _cost_query(ledger, time.time())
+        by = reports.dimensions(request.args.getlist("by"))
         found = reports.costs(ledger, by, span, caller=caller, limit=limit)
     return json_response(found.to_dict())
 
 
 def cost_series(api: Api) -> Response:
     """Return the costs per day or hour, including those without calls."""
-    now = time.time()
-    span, caller, limit = _cost_query(api, now)
-    step = request.args.get("by") or "day"
+    now, step = time.time(), request.args.get("by") or "day"
     with _ledger(api) as ledger:
+        span, caller, limit = _cost_query(ledger, now)
         found = reports.series(ledger, step, span, now, caller=caller, limit=limit)
     return json_response(found)
 
 
-def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
+def _cost_query(ledger: Ledger, now: float) -> tuple[reports.Period, str | None, int]:
     """Return the period, the caller and the row limit; raise RequestError naming the parameter."""
     query_of("by", "since", "until", "month", "caller", "limit")
-    given, ledger = request.args.get, api.router.ledger
+    given = request.args.get
     span = reports.period(
         now,
         since=given("since"),
         until=given("until"),
         month=given("month"),
-        zone=UTC if ledger is None else ledger.zone,
+        zone=ledger.zone,
     )
     return span, given("caller"), reports.limited(given("limit"))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from flask import Response, request
 
 from ... import __version__
-from ...errors import InferMuxError, NotFound, close_to, printable, shown
+from ...errors import ModelNotFound, NotFound, close_to, printable, shown
 from ...ledger import LedgerUnavailable, Record, Total, reports, summed
 from ...ledger.recent import activity, search
 from ...ledger.recent.activity import OTHERS, Activity, Step
@@ -187,27 +187,19 @@ def down(target: TargetStatus) -> bool:
 
 def detour(router: Router, target: Target, states: Sequence[TargetStatus]) -> JSON:
     """Return the targets that get a target's calls instead, and the names that have none left."""
+    registry = router.registry
+    routes = {name: list(flat(registry.route(name))) for name in registry.names}
+    routes = {name: route for name, route in routes.items() if target in route}
+    if not routes:
+        with suppress(ModelNotFound):
+            routes = {target.model: list(flat(registry.route(target.model)))}
     refusing = {each.target for each in states if down(each)}
     found = {
         name: next((str(each) for each in route if each not in refusing), "")
-        for name, route in _routes(router, target)
+        for name, route in routes.items()
     }
     stranded = [name for name, usable in found.items() if not usable]
     return {"to": [*dict.fromkeys(filter(None, found.values()))], "stranded": stranded}
-
-
-def _routes(router: Router, target: Target) -> Iterable[tuple[str, list[Target]]]:
-    """Yield the names whose calls may go to *target*, each with its targets in order."""
-    registry, found = router.registry, False
-    for name in registry.names:
-        with suppress(InferMuxError):  # a name may be a pattern
-            route = list(flat(registry.route(name)))
-            if target in route:
-                found = True
-                yield name, route
-    if not found:
-        with suppress(InferMuxError):
-            yield target.model, list(flat(registry.route(target.model)))
 
 
 def _target_dict(target: TargetStatus, seen: Activity | None, instead: JSON | None) -> JSON:

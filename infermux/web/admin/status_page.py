@@ -204,9 +204,8 @@ def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:
 def _curl(router: Router) -> str:
     """Return a command for a first call, which is shown until there is a call."""
     host = request.host if _HOST.fullmatch(request.host) else "HOST"
-    names = [*router.registry.names, *map(str, router.registry.targets())]
-    model = next((name for name in names if "*" not in name), "MODEL")
-    body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+    names = [*router.registry.names, *map(str, router.registry.targets()), "MODEL"]
+    body = {"model": names[0], "messages": [{"role": "user", "content": "hello"}]}
     lines = [f"curl {request.scheme}://{host}/v1/chat/completions"]
     if router.keyring is not None and not router.keyring.open:
         lines.append('-H "Authorization: Bearer $API_KEY"')
