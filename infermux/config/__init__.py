@@ -237,15 +237,15 @@ class _File:
     def _all(self, data: Any, section: str, read: Any) -> list[Any]:
         """Return what *read* makes of each table of a section with names."""
         found, place, written = [], f"[{section}]", data.get(section, {})
-        if not isinstance(written, dict):
-            self.unread[EVERYTHING] = None
+        failed: dict[str, Any] = {} if isinstance(written, dict) else {EVERYTHING: None}
         with self.problems:
             remedy = f"; write [{section}.NAME]"
             for name, value in of_type(dict, written, place, remedy=remedy).items():
                 with self.problems:
-                    self.unread[printable_name(name, place)] = value
+                    failed[printable_name(name, place)] = value
                     found.append(read(name, value))
-                    del self.unread[name]
+                    del failed[name]
+        self.unread = failed | self.unread  # a provider and a key may have one name
         return found
 
     def _renamed(self, kind: Any, value: Any, place: str) -> Any:
@@ -307,7 +307,7 @@ class _File:
 
     def _without_cycles(self, models: list[ModelConfig]) -> list[ModelConfig]:
         found = without_cycles(models, self.problems)
-        self.unread |= dict.fromkeys(each.name for each in models if each not in found)
+        self.unread = dict.fromkeys(each.name for each in models if each not in found) | self.unread
         check_ties(found, self.problems)
         return found
 

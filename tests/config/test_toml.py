@@ -541,6 +541,13 @@ KEY = f'[keys.w]\nhash = "{HASH}"\n'
             f'providers = "openai"\n[models]\nx = "openai"\n{KEY}models = ["openai/y"]',
             "[providers] must be a table, not text in quotes; write [providers.NAME]",
         ),
+        *(  # nor if another table with its name is read
+            (
+                LOCAL + f'rpm = -1\n[models]\nx = "local/a"\n{more}',
+                "[providers.local].rpm must be a whole number above 0, not -1",
+            )
+            for more in ('local = "local/a"', f'[keys.local]\nhash = "{HASH}"')
+        ),
         # a name with a dot
         (LOCAL + '[models]\ngpt-4.1 = "a"', '[models.gpt-4]: a name with a dot needs quotes: "gpt-4.1"'),
         (
