@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..admission.keys import LiveKeyring, hashed, new_key
-from ..config.patterns import STAR
 from ..config.readers import span_seconds
 from ..config.schema import suggestion
 from ..errors import ConfigError, Conflict, ModelNotFound, NotFound, RequestError, close_to, shown
@@ -128,8 +127,6 @@ def _check(router: Router, name: str, settings: JSON) -> None:
             names.append((param, budget.then))
     for param, model in names:
         try:
-            if param == "models" and STAR * 2 in model:
-                raise RequestError(f"models: write * instead of ** in {shown(model)}", param=param)
             find = check if param == "models" else Registry.route
             find(router.registry, model)
         except ModelNotFound as error:

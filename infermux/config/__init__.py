@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError, close_to, did_you_mean, similar
 from .credentials import api_key, reference
-from .names import check_stars, check_ties, model_name, without_cycles
+from .names import check_ties, model_name, without_cycles
 from .params import credential_of
 from .schema import (
     Problems,
@@ -222,7 +222,6 @@ class _File:
                     value = self._renamed(kind, data[name], f"[{name}]")
                     sections[name] = table(kind)(value, f"[{name}]")
         models = self._without_cycles(models)
-        check_stars(providers, keys, self.problems)
         return Config(
             providers=tuple(providers),
             models=tuple(models),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -10,7 +10,7 @@ from ..errors import ConfigError, shown
 from .patterns import STAR, is_pattern, ties
 from .readers import target_names
 from .schema import Problems, suggestion, table
-from .settings import KeyConfig, ModelConfig, ProviderConfig
+from .settings import ModelConfig
 
 
 def model_name(name: str, value: Any) -> ModelConfig:
@@ -78,25 +78,3 @@ def check_ties(models: Iterable[ModelConfig], problems: Problems) -> None:
             f"[models] {shown(one)} and {shown(other)} match the same names, and neither is more "
             f"specific: say what {shown(shape)} leads to"
         )
-
-
-def check_stars(
-    providers: Iterable[ProviderConfig], keys: Sequence[KeyConfig], problems: Problems
-) -> None:
-    """Report a `*` where it has no meaning: in lists of models, and names of budgets."""
-    for provider in providers:
-        for model in provider.models:
-            if is_pattern(model):
-                problems.errors.append(
-                    f"[providers.{provider.name}].models: {shown(model)} has a *: list ids of "
-                    f"models; any other is reached as {provider.name}/MODEL, or by a pattern in "
-                    "[models]"
-                )
-    for key in keys:
-        for scope in key.models:
-            if STAR * 2 in scope:
-                what = f"write * instead of ** in {shown(scope)}"
-                problems.errors.append(f"[keys.{key.name}].models: {what}")
-        if key.budget is not None and is_pattern(key.budget.then):
-            what = f"must be a name, not the pattern {shown(key.budget.then)}"
-            problems.errors.append(f"[keys.{key.name}].budget.then {what}")

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, shown, wrong_value
+from .patterns import STAR
 from .schema import Reader, Secret, any_table, of_type, printable_name, some_of, text, texts
 
 REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
@@ -117,7 +118,35 @@ alert_events = not_empty(
     "names no event; without [alerts] none is sent",
 )
 some_texts = not_empty(texts, "must name a key")
-some_models = not_empty(texts, "names no model: leave it out to admit all of them")
+
+
+def _scopes(value: Any, place: str) -> tuple[str, ...]:
+    for scope in (found := texts(value, place)):
+        if STAR * 2 in scope:
+            raise ConfigError(f"{place}: write * instead of ** in {shown(scope)}")
+    return found
+
+
+some_models = not_empty(_scopes, "names no model: leave it out to admit all of them")
+
+
+def model_ids(value: Any, place: str) -> tuple[str, ...]:
+    """Read the models of a provider, which are no patterns."""
+    for model in (found := texts(value, place)):
+        if STAR in model:
+            raise ConfigError(
+                f"{place}: {shown(model)} has a *: list ids of models; any other is reached as "
+                "PROVIDER/MODEL, or by a pattern in [models]"
+            )
+    return found
+
+
+def then(value: Any, place: str) -> str:
+    """Read what is done when a budget is spent, such as the name of a cheaper model."""
+    word = text(value, place)
+    if STAR in word:
+        raise ConfigError(f"{place} must be a name, not the pattern {shown(word)}")
+    return word
 
 
 def _targets(value: Any, place: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from .readers import (
     file_path,
     key_hash,
     missing_features,
+    model_ids,
     money,
     or_empty,
     secret,
@@ -36,6 +37,7 @@ from .readers import (
     span_seconds,
     tags,
     target_names,
+    then,
     time_zone,
     web_address,
     weights,
@@ -55,7 +57,6 @@ from .schema import (
     suggestion,
     table,
     text,
-    texts,
     url,
     whole,
     whole_below,
@@ -112,7 +113,7 @@ class ProviderConfig:
     type: str = reads(text, "")
     base_url: str = reads(url, "")
     api_key: Secret | None = reads(secret, None)
-    models: tuple[str, ...] = reads(texts, ())
+    models: tuple[str, ...] = reads(model_ids, ())
     timeout: Timeouts = reads(table(Timeouts), Timeouts())
     prices: Mapping[str, Any] = reads(by_model, {})
     proxy: str = reads(url, "")
@@ -149,7 +150,7 @@ class BudgetConfig:
 
     usd: str = reads(money)
     per: str = reads(_PERIOD, "month")
-    then: str = reads(text, "reject")
+    then: str = reads(then, "reject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,7 @@ class TeamConfig:
     usd: str = reads(money)
     keys: tuple[str, ...] = reads(some_texts)
     per: str = reads(_PERIOD, "month")
-    then: str = reads(text, "reject")
+    then: str = reads(then, "reject")
 
 
 def team(keys: Any, name: str, value: object) -> TeamConfig:
