@@ -211,9 +211,12 @@ def test_names_are_resolved_as_before_without_a_pattern():
         ('[models."a-*"]\ntargets = "openai/*"\nfallback = "antropic/*"', ["'antropic/*'"]),
         (f'[keys.k]\nhash = "{hashed("k")}"\nmodels = ["antropic/*"]', ["[keys.k].models"]),
         (f'[keys.k]\nhash = "{hashed("k")}"\nmodels = ["**"]', ["[keys.k].models: write *"]),
-        (
-            f'[keys.k]\nhash = "{hashed("k")}"\nbudget = {{ usd = "1", then = "a-*" }}',
-            ["[keys.k].budget.then must be a name"],
+        *(
+            (
+                f'[keys.k]\nhash = "{hashed("k")}"\n{budget} = {{ usd = "1", then = "a-*" }}',
+                [f"[keys.k].{budget}.then must be a name"],
+            )
+            for budget in ("budget", "user_budget")
         ),
         ('[providers.x]\ntype = "openai"\nmodels = ["gpt-*"]', ["[providers.x].models: 'gpt-*'"]),
     ],
