@@ -228,24 +228,28 @@ def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON], day
 
 
 def _listed(provider: str | None, known: Known) -> list[Price]:
-    names = {price.provider for price in known.every}
-    if provider is not None and provider not in names:
-        hint = suggestion(provider, sorted(names))
+    if provider is None:
+        return known.every
+    found = [price for price in known.every if price.provider in _names(provider)]
+    if not found:
+        hint = suggestion(provider, sorted({price.provider for price in known.every}))
         raise OneLine(f"no prices are known for provider {shown(provider)}{hint}")
-    return [price for price in known.every if provider in (None, price.provider)]
+    return found
+
+
+def _names(provider: str) -> list[str]:
+    """Return the provider's names in the table: its own, and that of its vendor."""
+    preset = PRESETS.get(provider)
+    return [provider, preset.vendor] if preset else [provider]
 
 
 def _named(name: str, provider: str | None, known: Known) -> list[Price]:
     first, slash, rest = name.partition("/")
-    vendors = [provider] if provider else [price.provider for price in known.every]
-    found = []
-    if slash and provider in (None, first):
-        preset = PRESETS.get(first)
-        found = _found(rest, [first, *([preset.vendor] if preset else [])], known)
+    vendors = _names(provider) if provider else [price.provider for price in known.every]
+    found = _found(rest, _names(first), known) if slash and provider in (None, first) else []
     found = found or _found(name, vendors, known)
     if not found:
-        _listed(provider, known)  # there may be no such provider
-        ids = [*compare.known(known.table), *(price.id for price in known.own)]
+        ids = [price.id for price in _listed(provider, known)]
         hint = close_to(name.rpartition("/")[2], ids)
         raise OneLine(f"no price is known for {shown(name)}{hint}")
     return found

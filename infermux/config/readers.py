@@ -225,7 +225,7 @@ def by_model(value: Any, place: str) -> dict[str, Any]:
     """Read a table whose keys are a vendor's names of models, which are no patterns."""
     found: dict[str, Any] = any_table(value, place)
     for model in found:
-        if "*" in model:
+        if STAR in model:
             raise ConfigError(f"{place}: {shown(model)} is no model; give each one a line")
     return found
 

@@ -70,11 +70,6 @@ def check(data: bytes, today: date, table: PriceTable | None = None) -> Check:
     return Check(found.source, compared, list(seen.values()), sorted(set(unknown)))
 
 
-def known(table: PriceTable) -> Iterator[str]:
-    for price in table.entries():
-        yield from (price.id, *price.aliases)
-
-
 def rates_on(day: date, price: Price, over: int = 0, service: Service = STANDARD) -> Tariff:
     """Return the rates of a UTC day beside hours with their own, *over* so many input tokens."""
     moment = datetime(day.year, day.month, day.day, tzinfo=UTC)

@@ -273,6 +273,10 @@ def test_the_whole_table_or_one_vendors() -> None:
     whole = prices().stdout.splitlines()
     assert whole[0].split() == ["PROVIDER", "MODEL", "INPUT", "OUTPUT", "CACHED", "CACHE", "WRITE"]
     assert len(whole) == COUNT + 2 and whole[-1].endswith("as of 2026-11-23")
+    for listed in (("--provider", "gemini"), ("gemini-2.5-pro", "--provider", "gemini")):
+        assert "google" in prices(*listed).stdout  # its vendor's
+    other = prices("gpt-5.4", "--provider", "gemini").stderr
+    assert "no price is known for 'gpt-5.4'" in other and "mean 'gpt" not in other
     groq = prices("--provider", "groq").stdout.splitlines()
     assert {line.split()[0] for line in groq[1:-1]} == {"groq"}
     assert groq[2].split() == ["groq", "llama-3.1-8b-instant", "0.05", "0.08"]
