@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import build
 from ..components.providers import ECHO
@@ -194,12 +194,12 @@ def _isolated(config: Config, limit: float) -> Config:
             tpm=0,
         )
 
+    order: Any = {"strategy": "priority", "sticky": False, "weights": {}}
     return replace(
         quiet,
         providers=tuple(map(isolated, quiet.providers)),
         models=tuple(
-            replace(each, deadline=0.0, timeout=NameTimeouts(), strategy="priority", weights={})
-            for each in config.models
+            replace(each, deadline=0.0, timeout=NameTimeouts(), **order) for each in config.models
         ),
         reliability=replace(config.reliability, deadline=limit),
     )

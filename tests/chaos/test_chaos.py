@@ -230,6 +230,14 @@ def test_what_is_set_for_a_provider_or_name_is_no_finding() -> None:
     assert found(rows, "500").attempts == 4
 
 
+@pytest.mark.parametrize("first", [OPENAI, ANTHROPIC], ids=lambda provider: provider.name)
+def test_the_first_target_of_a_sticky_name_fails_too(first: ProviderConfig) -> None:
+    other = ANTHROPIC if first is OPENAI else OPENAI
+    name = ModelConfig("stays", (FIRST[first.name], FIRST[other.name]), sticky=True)
+    row = found(chaos.run(Config((OPENAI, ANTHROPIC), (name,)), faults=["500"]), "500")
+    assert (row.attempts, row.failover, row.outcome) == (2, "fired", "answer")
+
+
 @pytest.fixture
 def canary() -> Iterator[tuple[str, socket.socket]]:
     """An address where nobody may knock."""
