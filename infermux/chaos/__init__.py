@@ -194,12 +194,12 @@ def _isolated(config: Config, limit: float) -> Config:
             tpm=0,
         )
 
-    order: Any = {"strategy": "priority", "sticky": False, "weights": {}}
+    plain: Any = {"strategy": "priority", "sticky": False, "weights": {}, "mirror": None}
     return replace(
         quiet,
         providers=tuple(map(isolated, quiet.providers)),
         models=tuple(
-            replace(each, deadline=0.0, timeout=NameTimeouts(), **order) for each in config.models
+            replace(each, deadline=0.0, timeout=NameTimeouts(), **plain) for each in config.models
         ),
         reliability=replace(config.reliability, deadline=limit),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from infermux import Router, chaos, errors
 from infermux.chaos import Row
 from infermux.chaos.faults import FAULTS
 from infermux.config import Config, ProviderConfig, Secret
-from infermux.config.settings import LedgerConfig, ModelConfig, Reliability, Timeouts, Trace
+from infermux.config.settings import (
+    LedgerConfig,
+    MirrorConfig,
+    ModelConfig,
+    Reliability,
+    Timeouts,
+    Trace,
+)
 from infermux.dialects.openai import upstream as openai
 from infermux.errors import ConfigError, ProviderError, StreamIncomplete
 
@@ -223,11 +231,13 @@ def test_a_deadline_is_never_longer_than_the_files_own(monkeypatch: pytest.Monke
 
 def test_what_is_set_for_a_provider_or_name_is_no_finding() -> None:
     talks = dataclasses.replace(OPENAI, api="responses")
-    names = (ModelConfig("often", (FIRST["openai"],), attempts=4),)
+    copies = MirrorConfig(FIRST["openai"], 1.0)
+    names = (ModelConfig("often", (FIRST["openai"],), attempts=4, mirror=copies),)
     rows = chaos.run(Config((talks,), names), faults=["500"])
     check(rows)
     assert found(rows, "healthy").outcome == "answer"
     assert found(rows, "500").attempts == 4
+    assert not [each for each in threading.enumerate() if "mirror" in each.name]  # none is sent
 
 
 @pytest.mark.parametrize("first", [OPENAI, ANTHROPIC], ids=lambda provider: provider.name)
