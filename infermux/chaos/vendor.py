@@ -96,7 +96,10 @@ class FaultyVendor:
         if name == "refused":
             self._refuse()
         elif self._acceptor is None and not self._stopped.is_set():
-            self._listen()
+            self._listener.listen(128)
+            own = (self._listener,)
+            self._acceptor = threading.Thread(target=self._accept, args=own, daemon=True)
+            self._acceptor.start()
 
     @property
     def when(self) -> str:
@@ -133,11 +136,6 @@ class FaultyVendor:
                 thread.join()
 
     # -- connections --
-
-    def _listen(self) -> None:
-        self._listener.listen(128)
-        self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
-        self._acceptor.start()
 
     def _refuse(self) -> None:
         """Stop listening, but keep the port: a bound socket that does not listen refuses."""

@@ -36,7 +36,6 @@ _UNWRITTEN = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, e
 _BAR = 24  # characters of the longest bar
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes text that begins so for a formula
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
-Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 config_option = click.option(
     "--config",
@@ -202,7 +201,7 @@ def model_names(registry: Registry) -> list[str]:
     return list(dict.fromkeys([*found, *map(str, registry.targets())]))
 
 
-def _completing(names: Callable[[Registry], list[str]]) -> Complete:
+def _completing(names: Callable[[Registry], list[str]]) -> Callable[..., list[str]]:
     """Return the completion of *names*; there are none if the configuration is invalid."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -200,9 +200,8 @@ def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
 def _topics() -> dict[str, str]:
     found = dict([_GENERATED])
     for path in _HELP.iterdir():
-        if path.name.endswith(".md"):
-            title = path.read_text(encoding="utf-8").partition("\n")[0]
-            found[path.name.removesuffix(".md")] = title.lstrip("# ")
+        title = path.read_text(encoding="utf-8").partition("\n")[0]
+        found[path.name.removesuffix(".md")] = title.lstrip("# ")
     return dict(sorted(found.items()))
 
 

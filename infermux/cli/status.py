@@ -59,12 +59,12 @@ def status(servers: tuple[str, ...], key: str | None, config: str | None, as_jso
     found, problems = dict[str, JSON](), []
     for server in dict.fromkeys(servers):
         try:
-            found[server] = _state_of(server, admin_key(key, config))
+            found[server] = state = _state_of(server, admin_key(key, config))
         except StatusUnknown as error:
             problems.append(error.message)
     several = len(found) + len(problems) > 1
     if found and as_json:
-        click.echo(json_text(found if several else next(iter(found.values()))))
+        click.echo(json_text(found if several else state))
     elif found:
         texts = [f"{server}\n" * several + _status(**each) for server, each in found.items()]
         click.echo("\n\n".join(texts))

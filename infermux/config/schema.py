@@ -344,9 +344,8 @@ def url(value: Any, place: str) -> str:
 
 def unknown(key: str, known: Collection[str], table: str = "") -> str:
     """Return what to do about a key that the dataclass *table* does not have."""
-    likely = ours(key, known) or similar(key, known, 0.8)
-    told = did_you_mean(likely) or _home(key) or suggestion(key, known)
-    return said(key, table) or told
+    likely = did_you_mean(ours(key, known) or similar(key, known, 0.8))
+    return said(key, table) or likely or _home(key) or suggestion(key, known)
 
 
 def said(key: str, table: str) -> str:

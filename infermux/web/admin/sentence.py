@@ -79,17 +79,17 @@ def _spent(budgets: Sequence[JSON]) -> str:
 def _well(targets: Sequence[TargetStatus], whole: Step | None, span: str) -> tuple[str, str]:
     if not targets:
         return "none", "No target yet: configure a provider, or name a model."
-    many = len(targets) > 1
+    many, last = len(targets) > 1, f"in the last {_AGO[span]}."
     head = f"All {len(targets)} targets answer" if many else f"{_name(targets[0])} answers"
     if whole is None:
         return "ok", f"{head}."
     total = whole.total
     if not total.calls:
         head = f"All {len(targets)} targets are ready" if many else "1 target is ready"
-        return "none", f"{head}; no calls in the last {_AGO[span]}."
+        return "none", f"{head}; no calls {last}"
     failed = f"{total.errors:,} of {counted(total.calls, 'call')} failed" if total.errors else ""
     calls = failed or f"{'all ' * (total.calls > 1)}{counted(total.calls, 'call')} succeeded"
-    return "ok", f"{head}; {calls} in the last {_AGO[span]}."
+    return "ok", f"{head}; {calls} {last}"
 
 
 def _down(
