@@ -101,6 +101,8 @@ def secret(place: str, value: str, source: str = "") -> Secret:
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
         # an env file of docker, and the JSON of a cloud's tool, have them
         raise ConfigError(f"{place}: the value has quotes around it: remove them")
+    if word.startswith(("env:", "file:", "command:")):
+        raise ConfigError(f"{place}: the value is a reference, and must be the secret itself")
     try:
         return Secret(word, source)
     except ConfigError as error:

@@ -940,9 +940,17 @@ def test_a_variable_in_anothers_notation_is_told_in_ours(place, value):
     assert place in message and 'did you mean "env:MY_KEY_2"?' in message
 
 
-@pytest.mark.parametrize("value", [f'"{SECRET}"', f"'{SECRET}'\n"])
-def test_a_secret_in_quotes_is_refused_with_its_place(value):
-    """An env file of docker has them, and what a cloud's tool prints as JSON."""
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        # an env file of docker has them, and what a cloud's tool prints as JSON
+        (f'"{SECRET}"', "has quotes around it: remove them"),
+        (f"'{SECRET}'\n", "has quotes around it: remove them"),
+        ("file:/run/secrets/key", "is a reference, and must be the secret itself"),
+        ("env:OTHER", "is a reference, and must be the secret itself"),
+    ],
+)
+def test_a_secret_in_quotes_or_behind_a_reference_is_refused_with_its_place(value, told):
     Path("secret").write_text(value)
     reference = OPENAI + "api_key = '{}'"
     for place, text, environ in (
@@ -951,7 +959,7 @@ def test_a_secret_in_quotes_is_refused_with_its_place(value):
         ("[providers.openai].api_key", reference.format("env:K"), {"K": value}),
         ("[providers.openai].api_key", reference.format("file:secret"), {}),
     ):
-        assert f"{place}: the value has quotes around it: remove them" in said(text, **environ)
+        assert f"{place}: the value {told}" in said(text, **environ)
 
 
 @pytest.mark.parametrize("place", PLACES)
