@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Providers in order, and the model names that are routed to them."""
+    """Providers in order, and the model names that are routed to them in the same way."""
 
     names: tuple[str, ...]
     providers: tuple[str, ...]
@@ -139,7 +139,7 @@ def run(
     own = config.reliability.deadline or NORMAL_DEADLINE
     alone, rows = _isolated(config, min(own, deadline or DEADLINE)), []
     with FaultyVendor() as healthy, ThreadPoolExecutor(WORKERS) as pool:
-        for case in _cases(_pointed(alone, healthy)):
+        for case in _cases(alone, _pointed(alone, healthy)):
             for row in pool.map(lambda trial, case=case: _row(alone, case, trial, healthy), trials):
                 rows.append(row)
                 if report is not None:
@@ -235,16 +235,17 @@ def _pointed(
     return build.router(replace(config, providers=tuple(map(pointed, config.providers))))
 
 
-def _cases(router: Router) -> list[Case]:
+def _cases(config: Config, router: Router) -> list[Case]:
+    own = {each.name: (each.attempts, each.on_unsupported) for each in config.models}
     with closing(router):
         registry = router.registry
         [first, *_] = registry
         default = first.models[0] if first.models else f"{first.name}/chaos"
-        cases: dict[tuple[str, ...], list[str]] = {}
+        cases: dict[Any, list[str]] = {}
         for name in registry.names or (default,):
             providers = dict.fromkeys(target.provider for target in registry.resolve(name))
-            cases.setdefault(tuple(providers), []).append(name)
-    return [Case(tuple(names), providers) for providers, names in cases.items()]
+            cases.setdefault((tuple(providers), own.get(name)), []).append(name)
+    return [Case(tuple(names), providers) for (providers, _), names in cases.items()]
 
 
 # -- one call --

@@ -379,15 +379,22 @@ def test_a_router_that_is_broken_is_found_out(
 
 
 def test_one_attempt_is_no_failover() -> None:
-    rows = chaos.run(pair(OPENAI, ANTHROPIC, reliability=Reliability(attempts=1)), faults=["500"])
-    row = found(rows, "500")
-    assert (row.outcome, row.failover, row.ok, row.note) == (
-        "error upstream_error",
-        "did not fire",
-        False,
-        "anthropic could have answered",
-    )
-    assert chaos.verdict(rows) == 1
+    usual = pair(OPENAI, ANTHROPIC)
+    hasty = dataclasses.replace(usual.models[0], name="hasty", attempts=1)
+    both = chaos.run(dataclasses.replace(usual, models=(*usual.models, hasty)), faults=["500"])
+    check([row for row in both if row.model == "fast"])
+    for rows in (
+        [row for row in both if row.model == "hasty"],
+        chaos.run(pair(OPENAI, ANTHROPIC, reliability=Reliability(attempts=1)), faults=["500"]),
+    ):
+        row = found(rows, "500")
+        assert (row.outcome, row.failover, row.ok, row.note) == (
+            "error upstream_error",
+            "did not fire",
+            False,
+            "anthropic could have answered",
+        )
+        assert chaos.verdict(rows) == 1
 
 
 def test_what_is_no_error_of_ours_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
