@@ -654,6 +654,21 @@ def test_a_budget_needs_prices(tmp_path, vendor):
     )
 
 
+def test_what_turns_out_to_have_no_price_has_cost_what_was_held(tmp_path):
+    heard = {"prompt_tokens_details": {"audio_tokens": 2}}  # which have no price here
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5} | heard
+    said = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop", "index": 0}
+    answer = {"object": "chat.completion", "model": "m", "choices": [said], "usage": usage}
+    lines = [line("gone", model="nowhere/x"), *questions(2, max_tokens=50)]
+    with Vendor(Scripted(body=answer)) as vendor:
+        args = ["-c", config(tmp_path, vendor), "--concurrency", "1", "--budget", "0.06"]
+        done = batch(written(tmp_path, *lines), *args)
+    assert (done.exit_code, len(vendor.seen)) == (3, 1)  # 50 tokens are 0.05 USD
+    assert "1 ok, 1 failed" in done.stderr and "and 1 unpriced" in done.stderr
+    assert results(tmp_path)["gone"]["response"]["status_code"] == 404
+    assert int(results(tmp_path)["q0"]["id"].split("_")[-1]) > 5 * 10**10
+
+
 def test_a_target_without_a_price_is_passed_over_under_a_budget(tmp_path, vendor):
     path = config(tmp_path, vendor, '[models]\nboth = ["openai/unpriced", "openai/m"]')
     assert (
