@@ -44,20 +44,22 @@ class BlockWriter:
 
     def drain(self, pieces: list[tuple[Key, JSON]], *, last: bool) -> bytes:
         """Write pieces: those of the open block, then one block after another."""
-        self.waiting += pieces
+        written = self._ready(pieces)
+        while self._waiting and (last or self._may_open()):
+            head = b"" if self._may_open() else self.close()
+            now, self._waiting = self._waiting, []
+            written += head + self._ready(now)
+        return written
+
+    def _ready(self, pieces: list[tuple[Key, JSON]]) -> bytes:
+        """Write the pieces that may be written now; keep the others."""
         written = []
-        while self.waiting:
-            self.waiting, now = [], self.waiting
-            for key, piece in now:
-                ready = key in (self.opened, CITED) or self._may_open()
-                if key == self.opened or (ready and not self.waiting):
-                    written.append(self._write(key, piece))
-                else:
-                    self.waiting.append((key, piece))
-            if len(self.waiting) == len(now):
-                if not last:
-                    break
-                written.append(self.close())
+        for key, piece in pieces:
+            follows = not self._waiting and (key == CITED or self._may_open())
+            if key == self.opened or follows:
+                written.append(self._write(key, piece))
+            else:
+                self._waiting.append((key, piece))
         return b"".join(written)
 
     def close(self) -> bytes:
@@ -71,7 +73,8 @@ class BlockWriter:
         """Whether a block may open: not amid a tool call's arguments."""
         if self.opened is None or self.opened[0] != TOOL:
             return True
-        return complete("".join(self.arguments))
+        end = next(filter(str.strip, reversed(self.arguments)), "")  # most are amid them
+        return end.rstrip().endswith("}") and complete("".join(self.arguments))
 
     def _write(self, key: Key, piece: JSON) -> bytes:
         if key == CITED:
@@ -143,13 +146,9 @@ class StreamAccumulator:
         return copy.deepcopy(self)
 
     def _add_call(self, delta: JSON) -> None:
-        call = self._calls.setdefault(
-            delta["index"],
-            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
-        )
-        call["id"] = delta.get("id") or call["id"]
+        call = self._calls.setdefault(delta["index"], {"id": "", "type": "function"})
         for name, value in delta.items():
-            if name not in ("index", "id", "function", "custom") and value:
+            if name not in ("index", "function", "custom") and value:
                 call[name] = value
         kind, member = "function", "arguments"
         if delta.get("custom") or "custom" in call:
@@ -204,17 +203,16 @@ def add_detail(details: list[JSON], detail: JSON) -> None:
 
 
 def answer(
-    request: InferRequest, native: tuple[str, bytes], *chunks: Chunk, **fields: Any
+    request: InferRequest, native: tuple[str, bytes], *chunks: Chunk, extra: JSON | None = None
 ) -> InferResponse:
-    """Return the response that *chunks* say, with *fields*; *native* is its dialect and body."""
+    """Return the response that *chunks* say; *native* is its dialect and body."""
     whole = StreamAccumulator()
     for chunk in chunks:
         whole.add(chunk)
     found = whole.response(request.provider, request.model)
     found.native = native
     found.finish_reason = found.finish_reason or ("tool_calls" if found.tool_calls else "stop")
-    for name, value in fields.items():
-        setattr(found, name, value)
+    found.extra = extra or found.extra
     return found
 
 

@@ -17,7 +17,7 @@ from ..errors import ProviderError
 from ..pricing import find
 from ..protocol import InferRequest, InferResponse
 from ..types import JSON, NOTHING, Chunk, Usage
-from . import Dialect, given, members, require, without
+from . import Dialect, members, require, without
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -170,20 +170,20 @@ def _fitted(name: str) -> str:
 
 def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
     """Return messages in which each call has an id of its own, and its result has that."""
-    place = "messages[].tool_calls[].id"
-    idents = [require(given(call).get("id", ""), place, str) for call in _calls(messages)]
+    idents = [require(call.get("id") or "", "tool_calls[].id", str) for call in _calls(messages)]
     if len(set(idents)) == len(idents) and all(idents):
         return messages
-    known: set[Any] = {None, ""}
-    waiting: dict[Any, list[str]] = {}  # new ids of calls without results, by the old ones
+    known = {""}
+    waiting: dict[str, list[str]] = {}  # new ids of calls without results, by the old ones
     found = []
     for message in messages:
         if message.get("tool_calls"):
             calls = []
             for call in message["tool_calls"]:
-                new = _with_id(call, len(known)) if call.get("id") in known else call
+                old = call.get("id") or ""
+                new = _with_id(call, len(known)) if old in known else call
                 known.add(new["id"])
-                waiting.setdefault(call.get("id") or "", []).append(new["id"])
+                waiting.setdefault(old, []).append(new["id"])
                 calls.append(new)
             message = message | {"tool_calls": calls}
         elif queue := waiting.get(str(message.get("tool_call_id") or "")):

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import UnsupportedParameter, shown
 from ..protocol import InferRequest, must_be, strict_json
 from ..types import JSON
-from . import given, members, obj, objects, require, text, without
+from . import given, members, objects, require, text, without
 from .citations import images
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
@@ -134,7 +134,7 @@ def _of_chat(request: InferRequest, dialect: str) -> InferRequest:
         return request
     new: JSON = {}
     if isinstance(tools, list):
-        new["tools"] = [*map(_as_function, tools)]
+        new["tools"] = [*map(_as_function, objects(tools, "tools"))]
         if chooses:
             new["tools"], new["tool_choice"] = _chosen(members(choice), new["tools"], dialect)
     messages = [_message(one) for one in request.messages]
@@ -159,7 +159,7 @@ def custom_names(request: InferRequest) -> frozenset[str]:
 
 def as_custom(call: JSON, names: Collection[str]) -> JSON:
     """Return a call of a function as one of the custom tool for which it stands."""
-    function = obj(call.get("function"))
+    function = members(call.get("function"))
     if function.get("name") not in names:
         return call
     words = custom_input(str(function.get("arguments") or ""))
@@ -181,7 +181,7 @@ class CustomCalls:
         """Return the deltas to send; *last*: the arguments of all calls are whole."""
         found: list[JSON] = []
         for call in calls:
-            function, place = obj(call.get("function")), call.get("index")
+            function, place = members(call.get("function")), call.get("index")
             words = str(function.get("arguments") or "")
             if place in self._arguments:
                 self._arguments[place] += words
@@ -236,9 +236,9 @@ def without_lost(choice: Any, names: Collection[Any], drop: Drop) -> Any:
 def _as_function(tool: JSON) -> JSON:
     if not _is_custom(tool):
         return tool
-    custom = obj(tool.get("custom"))
-    form = obj(custom.get("format"))
-    grammar = obj(form.get("grammar"))
+    custom = members(tool.get("custom"))
+    form = members(custom.get("format"))
+    grammar = members(form.get("grammar"))
     about = [str(custom["description"])] if custom.get("description") else []
     if grammar:
         syntax, definition = grammar.get("syntax"), grammar.get("definition")
@@ -259,7 +259,7 @@ def _chosen(choice: JSON, tools: list[JSON], dialect: str) -> tuple[list[JSON], 
     """Return the tools that may be called, and the choice among them."""
     names, kind = set(map(_name, tools)), choice.get("type")
     if kind == "allowed_tools":
-        allowed = obj(choice.get(kind))
+        allowed = members(choice.get(kind))
         wanted = {_name(tool) for tool in objects(allowed.get("tools"), "tool_choice.tools")}
         found = [tool for tool in tools if _name(tool) in wanted]
         return found, allowed.get("mode") or "auto"
@@ -274,7 +274,7 @@ def _chosen(choice: JSON, tools: list[JSON], dialect: str) -> tuple[list[JSON], 
 
 
 def _name(tool: JSON) -> str | None:
-    name = obj(tool.get("function") or tool.get("custom")).get("name")
+    name = members(tool.get("function") or tool.get("custom")).get("name")
     return name if isinstance(name, str) else None
 
 
@@ -287,7 +287,7 @@ def _message(message: JSON) -> JSON:
 def _call(call: JSON) -> JSON:
     if not _is_custom(call):
         return call
-    custom = obj(call.get("custom"))
+    custom = members(call.get("custom"))
     arguments = strict_json.dumps({INPUT: custom.get("input") or ""})
     function = {"name": custom.get("name"), "arguments": arguments}
     return {**without(call, "type", "custom"), "type": "function", "function": function}
@@ -306,8 +306,9 @@ def custom_input(arguments: str) -> str:
 def arguments_of(raw: object) -> JSON:
     """Return a call's arguments; what is no object, as models sometimes write it, in one."""
     words = text(raw).strip() or "{}"
-    try:
-        value = strict_json.loads(words)
+    try:  # strictly, if there may be a lone surrogate, which is no character: that takes longer
+        strictly = "\\u" in words
+        value = strict_json.loads(words) if strictly else strict_json.lenient(words.encode())
     except ValueError:
         value = words
     return value if isinstance(value, dict) else {} if value is None else {"arguments": raw}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -910,6 +911,8 @@ def test_a_body_of_this_dialect_goes_out_as_it_came() -> None:
 
 
 def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
+    document = {"type": "document", "citations": {"enabled": True}}
+    document["source"] = {"type": "text", "media_type": "text/plain", "data": "d"}
     turn = {
         "role": "assistant",
         "content": [
@@ -925,8 +928,10 @@ def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
             },
         ],
     }
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hi"}, turn]})
+    question = {"role": "user", "content": [document, {"type": "text", "text": "Hi"}]}
+    body = json.dumps({"model": "m", "messages": [question, turn]})
     got = json.loads(wire.encode_request(native_request(body, "m"), stream=False))
+    assert got["messages"][0] == question
     assert got["messages"][1]["content"] == [
         {"type": "thinking", "thinking": "y", "signature": "s"},
         {"type": "tool_use", "id": "a", "name": "f", "input": {}},
@@ -1682,6 +1687,39 @@ def test_more_of_a_call_that_was_complete_is_an_error() -> None:
     )
     with pytest.raises(ProviderError):
         encoder.encode(Chunk(tool_calls=[call(0, '{"x":1}')]))
+
+
+def test_calls_that_a_vendor_mixes_cost_no_more_the_longer_they_are() -> None:
+    def steps(pieces: int) -> int:
+        """Return how many functions are called for each of so many pieces of two calls."""
+        encoder, found = Encoder(model="m", ident="msg_1", native=False), 0
+
+        def seen(*_: object) -> None:
+            nonlocal found
+            found += 1
+
+        ends = ('"', *["x"] * pieces, '"}')
+        before = sys.getprofile()
+        sys.setprofile(seen)
+        try:
+            data = encoder.encode(
+                Chunk(tool_calls=[call(n, '{"a":', id="ab"[n], name="f") for n in (0, 1)])
+            )
+            for words in ends:
+                for n in (0, 1):
+                    data += encoder.encode(Chunk(tool_calls=[call(n, words)]))
+        finally:
+            sys.setprofile(before)
+        data += encoder.encode(Chunk(finish_reason="tool_calls")) + encoder.end({}, None)
+        said: dict[int, str] = {}
+        for event in events_of(data):
+            body = json.loads(event.data)
+            if body["type"] == "content_block_delta":
+                said[body["index"]] = said.get(body["index"], "") + body["delta"]["partial_json"]
+        assert said == dict.fromkeys((0, 1), '{"a":"' + "x" * pieces + '"}')
+        return found // pieces
+
+    assert steps(400) < 1.2 * steps(100)
 
 
 def test_a_first_call_streams_without_waiting() -> None:

@@ -14,6 +14,7 @@ import pytest
 from infermux.dialects import fitting
 from infermux.dialects.anthropic import downstream as messages
 from infermux.dialects.anthropic import upstream as anthropic
+from infermux.dialects.calls import fitted
 from infermux.dialects.gemini import call_ids
 from infermux.dialects.gemini import upstream as gemini
 from infermux.dialects.openai import downstream as chat
@@ -524,7 +525,7 @@ def sent_to(dialect, model, body, decode=chat):
     if decode is chat:  # also OpenAI's chat vendors get a translation then
         request = replace(request, native=request.native._replace(dialect="elsewhere"))
     request.check()
-    request = replace(request, model=model, dropped=[])
+    request, _ = fitted(replace(request, model=model, dropped=[]), lambda _: dialect)
     return json.loads(dialect.encode_request(request, stream=False))
 
 
@@ -544,6 +545,26 @@ def test_allowed_tools_of_a_chat_client_are_those_that_are_sent(mode):
     sent = sent_to(gemini, "gemini-3-pro", body)
     [declared] = sent["tools"]
     assert [each["name"] for each in declared["functionDeclarations"]] == ["g", "h"]
+
+
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}
+
+
+@pytest.mark.parametrize("vendor", [anthropic, gemini, openai])
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("tools[0]", {"messages": HELLO, "tools": ["x"], "tool_choice": ALLOWED}),
+        *(
+            ("tool_calls[].id", {"messages": [*HELLO, {"role": "assistant", "tool_calls": calls}]})
+            for calls in ([{"id": ["x"]}], [{"id": {"x": 1}}], [{"id": 5}, {"id": 5}])
+        ),
+    ],
+)
+def test_what_is_no_tool_and_no_id_is_the_callers_mistake(vendor, param, body):
+    with pytest.raises(RequestError) as error:
+        sent_to(vendor, "m", body)
+    assert error.value.param == param
 
 
 @pytest.mark.parametrize(

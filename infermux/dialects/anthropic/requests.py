@@ -140,19 +140,19 @@ def _turns(messages: Sequence[JSON], drop: Drop) -> tuple[str | list[JSON], list
     """Return the system prompt, which joins all system messages, and the turns."""
     system: list[Any] = []
     turns: list[JSON] = []
-    before = ""
-    for number, message in enumerate(messages):
-        with reading(f"messages[{number}]"):
+    before, number = "", 0
+    with reading(lambda: f"messages[{number}]"):
+        for number, message in enumerate(messages):
             role, content = string(message, "role"), message.get("content")
             if message.get("name") and role != "tool":
                 hint("messages.name", drop)
             if role in ("system", "developer"):
                 system.append(content)
                 continue
-            if role == "tool" and before == "tool":
+            if role == "tool":
+                if before != "tool":
+                    turns.append({"role": "user", "content": []})
                 turns[-1]["content"].append(_tool_result(message, drop))
-            elif role == "tool":
-                turns.append({"role": "user", "content": [_tool_result(message, drop)]})
             elif role == "assistant":
                 if said := _assistant(message, drop):
                     turns.append({"role": role, "content": said})
@@ -178,6 +178,8 @@ def _content(value: object, drop: Drop) -> str | list[JSON]:
 
 def _blocks(value: object, drop: Drop) -> list[JSON]:
     """Return a content as blocks, without empty texts, which Anthropic refuses."""
+    if not value:
+        return []
     blocks = (_block(part, drop) for part in items(parted(value)) if not is_empty(part))
     return [block for block in blocks if block]
 
@@ -289,8 +291,10 @@ def result_flags(result: JSON) -> JSON:
 
 def call_ident(ident: str) -> str:
     """Return a tool call's id; replace characters that Anthropic refuses."""
-    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", ident) if ident.isascii() else ""
     taken = fitting.ANTHROPIC_CALL_ID
+    if taken.fullmatch(ident):
+        return ident
+    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", ident) if ident.isascii() else ""
     return plain if taken.fullmatch(plain) else fitting.call_id(ident, taken)
 
 

@@ -199,8 +199,8 @@ def _is_own(thinking: JSON) -> bool:
 
 def _own_block(block: JSON) -> JSON:
     new = without(block, "extra_content")
-    if found := new.get("citations"):
-        kept = [one for one in items(found) if one.get(INDEX) != ""]
+    if isinstance(found := new.get("citations"), list):  # a document's say whether to cite it
+        kept = [one for one in listed(found) if one.get(INDEX) != ""]
         new = new | {"citations": kept} if kept else without(new, "citations")
     for name in ("id", "tool_use_id"):
         if isinstance(new.get(name), str):

@@ -26,7 +26,7 @@ def usage_of(found: JSON, request: InferRequest, items: int = 0) -> Usage:
     told, op = members(found.get("usage")), request.op
     if "input_token_details" in told:  # of transcriptions
         told = {"input_tokens_details": told["input_token_details"]} | told
-    usage = _tokens(told) or Usage(cost_usd=_cost(told))
+    usage = _tokens(told) or Usage(cost_usd=vendor_cost(told))
     # some prices are those of an image, or of a second
     fees = _searches(found) if op == "rerank" else _units(found, request, items)
     if usage.input_tokens is None:
@@ -71,14 +71,7 @@ def _tokens(told: object) -> Usage | None:
     """Return a usage in tokens; None if there is none, or a count is not a number."""
     try:
         return chat_usage(told)
-    except (ValueError, ArithmeticError):
-        return None
-
-
-def _cost(told: JSON) -> float | None:
-    try:
-        return vendor_cost(told)
-    except (ValueError, ArithmeticError):
+    except ValueError:
         return None
 
 

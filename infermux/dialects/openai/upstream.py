@@ -13,15 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-from ...errors import (
-    ModelNotFound,
-    ProviderError,
-    StreamIncomplete,
-    shown,
-)
+from ...errors import ModelNotFound, ProviderError, StreamIncomplete, shown
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json, text_of
 from ...protocol.sse import Event
-from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk
 from .. import (
     NO_TERMINATOR,
@@ -95,24 +89,19 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
         hint(name, drop)
     if request.op == CHAT:
         out += unknown(request.params, request.model, drop)
-    if own is not None:
-        return _adapted(own, request, drop, out, stream=stream)
-    if request.op == "embeddings" and request.native is not None:
-        body = embedding(request, drop)
-    elif request.native is not None:
-        body = translated(request, drop)
-        if request.op == CHAT:
+    if own is None and request.native is not None:
+        if request.op == "embeddings":
+            body = embedding(request, drop)
+        else:
+            body = translated(request, drop)
             body |= fitted_names(body, request.model, request.cache_key)
+        new: JSON = _STREAMED if stream else {}
     else:
-        messages = {"messages": list(request.messages)} if request.op == CHAT else {}
-        body = {"model": request.model, **messages, **request.params}
-        for name in LIMITS:
-            if name in body and (limit := limit_name(name, request.model)) != name:
-                body.setdefault(limit, body.pop(name))
-        body |= fitted(body, request.model, drop, request.cache_key)
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return request.encode(without(body, *out) if out else body)
+        body = own.value if own is not None else _plain(request, stream=stream)
+        new = _changes(body, request, drop, out, stream=stream)
+    if own is not None and not out:
+        return own.replaced(new)
+    return request.encode((without(body, *out) if out else body) | new)
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
@@ -124,24 +113,33 @@ def unsaid(request: InferRequest, model: str) -> Unsaid:
     return parameters.unsaid(request, model, NAME, path, translated)
 
 
-def _adapted(
-    body: Document, request: InferRequest, drop: Drop, out: list[str], *, stream: bool
-) -> bytes:
-    new: JSON = {} if body.value.get("model") == request.model else {"model": request.model}
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def _plain(request: InferRequest, *, stream: bool) -> JSON:
+    """Return the body of a request that has this form itself: of the library, or of MIST."""
+    messages = {"messages": list(request.messages)} if request.op == CHAT else {}
+    streamed = {"stream": True} if stream else {}
+    return {"model": request.model, **messages, **request.params, **streamed}
+
+
+def _changes(
+    body: JSON, request: InferRequest, drop: Drop, out: list[str], *, stream: bool
+) -> JSON:
+    """Return the members of a body in this dialect that differ for us; add to *out* those to go."""
+    new: JSON = {} if body.get("model") == request.model else {"model": request.model}
     if stream and request.op in (CHAT, "completions"):
-        options = obj(body.value.get("stream_options"))
+        options = obj(body.get("stream_options"))
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
     if request.op == CHAT:
-        new |= fitted(body.value, request.model, drop, request.cache_key)
+        new |= fitted(body, request.model, drop, request.cache_key)
         for name in LIMITS:
-            most = body.value.get(name)
+            most = body.get(name)
             if most is not None and (limit := limit_name(name, request.model)) != name:
-                new |= {limit: body.value.get(limit) or most}
-                out = [*out, name]
-    if out:
-        return request.encode(without(body.value, *out) | new)
-    return body.replaced(new)
+                new[limit] = body.get(limit) or most
+                out.append(name)
+    return new
 
 
 # -- answers --
@@ -176,7 +174,7 @@ def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> Inf
     message = obj(choice.get("message"))
     items(message.get("tool_calls"))  # an empty object is no list either
     said = _read(body, choice, message)
-    found = answer(request, native, said, finish_reason=finish_reason(choice.get("finish_reason")))
+    found = answer(request, native, said)
     found.annotations = said.annotations or sourced(body, said.text)
     if len(choices) > 1:
         found.extra = {**found.extra, "more": "".join(map(_said, choices[1:]))}
@@ -289,7 +287,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
 
     Perplexity and Hugging Face send no [DONE]. Half a call without a reason is a cut.
     """
-    finished, first = False, b""
+    finished, tier = False, None
     said: list[str] = []
     calls, known = StreamAccumulator(), list[tuple[int, str]]()
     for event in events:
@@ -299,17 +297,17 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
             finished = finished or not any(map(_is_half, calls.response("", "").tool_calls))
             break
         else:
-            chunk = _chunk(event)
-            first = first or event.data
-            if chunk.usage is not None and not chunk.usage.service_tier:
-                tier = word(obj(strict_json.lenient(first)).get("service_tier")) or None
-                chunk = chunk._replace(usage=replace(chunk.usage, service_tier=tier))
+            body = read_object(event.data, decode_error)
+            chunk = _chunk(event, body)
+            tier = tier or body.get("service_tier")
+            if tier and chunk.usage is not None and not chunk.usage.service_tier:
+                chunk = chunk._replace(usage=replace(chunk.usage, service_tier=word(tier) or None))
             said.append(chunk.text)
             if chunk.tool_calls:
                 _number(chunk.tool_calls, known)
                 calls.add(chunk)
             if chunk.finish_reason and not finished:
-                finished, body = True, obj(strict_json.lenient(event.data))
+                finished = True
                 if found := sourced(body, "".join(said)):
                     chunk = chunk._replace(annotations=[*chunk.annotations, *found])
             yield chunk
@@ -345,8 +343,7 @@ _CONTENT = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls"
 _MEDIA = ("audio", "images", "annotations")
 
 
-def _chunk(event: Event) -> Chunk:
-    body = read_object(event.data, decode_error)
+def _chunk(event: Event, body: JSON) -> Chunk:
     if event.name == b"error":
         raise decode_error(502, {}, event.data)
     if b"\n" in event.data:
