@@ -123,6 +123,11 @@ def without(members: Mapping[str, Any], *names: str) -> JSON:
     return {name: value for name, value in members.items() if name not in names}
 
 
+def only(members: Mapping[str, Any], names: Collection[str]) -> JSON:
+    """Return a copy of the members called *names*."""
+    return {name: value for name, value in members.items() if name in names}
+
+
 def given(members: Mapping[str, Any]) -> JSON:
     """Return a copy without the members that are None."""
     return {name: value for name, value in members.items() if value is not None}
@@ -339,7 +344,6 @@ def _kind(status: int, words: str) -> type[ProviderError]:
 
 _LIMITS = re.compile(r"(x|anthropic)-ratelimit-[a-z0-9-]{1,60}|retry-after-ms", re.I)
 SDK_STATUSES = {400, 404, 409, 413, 422, 429, 503, 504}  # that the official SDKs distinguish
-_APART = {"message", "request_id"}
 _MEMBERS = ("type", "code", "param", "details")  # of errors that callers cannot fix
 
 
@@ -369,7 +373,7 @@ def with_native(
     error.native = NativeError(
         dialect,
         status if status in passed else error.status,
-        {name: own[name] for name in (own.keys() - _APART if told else members) if name in own},
+        without(own, "message", "request_id") if told else only(own, members),
         word(ident),
         tuple((name, value) for name, value in headers.items() if _LIMITS.fullmatch(name))[:32],
     )

@@ -26,11 +26,10 @@ class Calls:
     """Turns a vendor's answer into one for a client with another format: its calls and its end."""
 
     def __init__(self, request: InferRequest | None = None, names: Mapping[str, str] = NOTHING):
-        self._messages: Sequence[JSON] = () if request is None else request.messages
+        self._messages = () if request is None else request.messages
         self._names, self._translates = names, request is not None
         native = None if request is None else request.native
-        self._refuses = native is not None and native.dialect in _REFUSING
-        self._is_canonical = native is None  # the library and MIST get a vendor's own reasons
+        self._form = "" if native is None else native.dialect  # "": of the library, or of MIST
 
     def restored(self, calls: Sequence[JSON]) -> Sequence[JSON]:
         """Return calls, or their deltas, with the client's names, and ids that are new to it."""
@@ -46,7 +45,7 @@ class Calls:
             raise _failed(reason, response.usage)
         if called:
             response.tool_calls = self.restored(response.tool_calls)
-        if response.refusal and self._refuses:
+        if response.refusal and self._form in _REFUSING:
             response.finish_reason = "content_filter"
         return response
 
@@ -65,7 +64,7 @@ class Calls:
                 chunk = chunk._replace(finish_reason=end)
             if odd:  # the client sees no more of it; its usage may follow
                 chunk = Chunk(usage=usage, model=chunk.model, id=chunk.id)
-            elif reason and refused and self._refuses:
+            elif reason and refused and self._form in _REFUSING:
                 chunk = chunk._replace(finish_reason="content_filter")
             if chunk.tool_calls:
                 chunk = chunk._replace(tool_calls=self.restored(chunk.tool_calls))
@@ -79,7 +78,9 @@ class Calls:
             return reason
         if not called and (not said or _FAILING.search(reason)):
             return ""
-        return reason if self._is_canonical else "tool_calls" if called else "stop"
+        if not self._form:  # they get a vendor's own reasons
+            return reason
+        return "tool_calls" if called else "stop"
 
     def _own(self, call: JSON) -> JSON:
         ident = call.get("id")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..protocol import InferRequest, strict_json
 from ..types import JSON
-from . import members, require, without
+from . import members, only, require, without
 from .parameters import Drop, hint
 
 OPENAI_CALL_ID = re.compile(r"(?s).{0,40}")
@@ -292,13 +292,13 @@ class _Google:
             new.pop("format", None)
         if isinstance(new.get("items"), list):
             new["items"] = {"anyOf": new["items"]} if new["items"] else {}
-        return {name: value for name, value in new.items() if name in _GOOGLE}
+        return only(new, _GOOGLE)
 
     def _merged(self, schema: JSON, path: tuple[str, ...]) -> JSON:
         """Return a schema with the members of its allOf, which Google lacks, as its own."""
         parts = schema.get("allOf")
         if not isinstance(parts, list):
-            return {name: value for name, value in schema.items() if name in _READ}
+            return only(schema, _READ)
         new: JSON = {}
         for part in (*(self.fitted(part, path) for part in parts), schema):
             for name in [name for name in part if name in _READ]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..protocol import CHAT, InferRequest, strict_json
 from ..types import JSON
-from . import Dialect, obj, without
+from . import Dialect, obj, only, without
 from .parameters import Drop, hint, kinds
 from .sizes import GOOGLE, snake, with_fitting_thoughts
 
@@ -155,8 +155,7 @@ def _translated(request: InferRequest, forced: Mapping[str, Any], dialect: Diale
 
     raw = without(forced, *kinds())
     known = without(forced, *raw)
-    beside = {name: request.params[name] for name in _BESIDE if name in request.params}
-    beside = without(beside, *known)
+    beside = without(only(request.params, _BESIDE), *known)
     found, usual = body(beside | known, request.dropped), body(beside, None)
     limits = _LIMITS if not known.keys().isdisjoint(_LIMITS) else ()
     new = {

@@ -56,9 +56,7 @@ _TOP = _TEXTS | _CONTENT | frozenset(("messages", "contents", "requests"))
 _TOP |= {"systemInstruction", "system_instruction"}
 _FRAME = frozenset(("role", "type", "content", "text", "parts"))
 _FEATURES = ("response_format", "output_format", "output_config", "thinking", "documents")
-_STORED = (  # what is not in the request
-    *("previous_response_id", "conversation", "cachedContent", "cached_content"),
-)
+_STORED = ("previous_response_id", "conversation", "cachedContent", "cached_content")
 _CLIENTS_TOOLS = (  # prefixes of types of tools that the client runs
     *("function", "custom", "computer", "local_shell", "apply_patch", "bash", "memory"),
     *("text_editor", "str_replace", "namespace"),
@@ -67,9 +65,7 @@ _CLIENTS_TOOLS = (  # prefixes of types of tools that the client runs
 _BILLED_AS = {
     "google_search_retrieval": "web_search",
     "google_search": "web_search",
-    "web_search_preview": "web_search",
     "url_context": "",
-    "code_execution_tool": "",
     "mcp": "",
     "mcp_toolset": "",
     "mcp_servers": "",
@@ -447,9 +443,9 @@ def _names(tool: JSON) -> list[str]:
         return [_BILLED_AS.get(base, base)]
     if "name" in tool or "function" in tool:  # the client's
         return []
+    billed = {**_BILLED_AS, "code_execution": "", "file_search": ""}
     names = [snake(name) for name in tool if name not in GOOGLES_OWN]
-    names = ["code_execution_tool" if name == "code_execution" else name for name in names]
-    return ["" if name == "file_search" else _BILLED_AS.get(name, name) for name in names]
+    return [billed.get(name, name) for name in names]
 
 
 def snake(name: str) -> str:

@@ -36,12 +36,7 @@ from .upstream import FINISH, STATUS, detail_of
 _CHOICES = {theirs: ours for ours, theirs in CHOICES.items()}
 _TIERS = {"auto": "auto", TIERS["default"]: "default"}
 _STOP = {ours: theirs for theirs, ours in reversed(FINISH.items())} | {"function_call": "tool_use"}
-_ERRORS = {status: kind for kind, status in STATUS.items()} | {
-    502: "api_error",
-    503: "overloaded_error",
-}
-
-
+_ERRORS = {status: kind for kind, status in STATUS.items()} | {503: "overloaded_error"}
 _TOO_LONG = "prompt is too long"  # then Claude Code compacts the conversation
 _NO_THREAD = {"error_code": "thread_unsupported_request", "unsupported": ["model"]}
 
@@ -125,11 +120,11 @@ def _choice(body: JSON) -> JSON:
     if choice is None:
         return {}
     with reading("tool_choice"):
-        kind = string(choice, "type")
-        wanted: object = _CHOICES[kind] if kind != "tool" else None
-        if wanted is None:
-            wanted = {"type": "function", "function": {"name": string(choice, "name")}}
-        params: JSON = {"tool_choice": wanted}
+        if (kind := string(choice, "type")) == "tool":
+            function = {"name": string(choice, "name")}
+            params: JSON = {"tool_choice": {"type": "function", "function": function}}
+        else:
+            params = {"tool_choice": _CHOICES[kind]}
         if (alone := _take(dict(choice), "disable_parallel_tool_use", bool)) is not None:
             params["parallel_tool_calls"] = not alone
         return params

@@ -85,16 +85,16 @@ def breakpoints(body: JSON, model: str) -> JSON:
     a quarter more than reading afresh, reading from it a tenth: what a conversation repeats is
     worth writing, and of a single question only tools and system.
     """
-    turns, tools, system = body.get("messages"), body.get("tools"), body.get("system")
-    if not isinstance(turns, list) or _is_marked(body):
+    turns, tools, system = body["messages"], body.get("tools"), body.get("system")
+    if _is_marked(body):
         return {}
     new: JSON = {}
     least = next((each for known, each in _MINIMA if known.match(model)), 1024) * CHARACTERS
     size = _size(tools)
-    if isinstance(tools, list) and tools and size >= least and isinstance(tools[-1], dict):
+    if tools and size >= least:
         new["tools"] = [*tools[:-1], tools[-1] | MARK]
     size += _size(system)
-    if size >= least and (marked := _marked(parted(system))) is not None:
+    if size >= least and (marked := _marked(system)):
         new["system"] = marked
     goes_on = bool(tools) or any(turn.get("role") == "assistant" for turn in turns)
     if goes_on and size + _size([turn.get("content") for turn in turns]) >= least:
@@ -108,22 +108,18 @@ def _with_marks(turns: list[JSON]) -> list[JSON]:
     """
     found, left = list(turns), 2
     for place, turn in reversed([*enumerate(turns)]):
-        content = turn.get("content")
-        if turn.get("role") != "user" or not left:
-            continue
-        if (marked := _marked(parted(content))) is not None:
+        if turn.get("role") == "user" and left and (marked := _marked(turn.get("content"))):
             found[place] = turn | {"content": marked}
             left -= 1
     return found
 
 
-def _marked(blocks: Any) -> list[JSON] | None:
-    if not isinstance(blocks, list):
-        return None
+def _marked(content: Any) -> list[JSON] | None:
+    """Return a content with its last block marked; None if it has none that may be."""
+    blocks = parted(content) or []
     for place, block in reversed([*enumerate(blocks)]):
-        if not isinstance(block, dict) or block.get("type") not in _CACHED:
-            continue
-        if block.get("type") != "text" or str(block.get("text") or "").strip():
+        kind = block.get("type")
+        if kind in _CACHED and (kind != "text" or str(block.get("text") or "").strip()):
             return [*blocks[:place], block | MARK, *blocks[place + 1 :]]
     return None
 
@@ -132,8 +128,7 @@ def _is_marked(body: JSON) -> bool:
     """Return whether the client has set a breakpoint, or automatic caching, itself."""
     if body.get("cache_control"):
         return True
-    turns = body["messages"]
-    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    contents = [turn.get("content") for turn in body["messages"]]
     inner = [block.get("content") for each in contents for block in listed(each)]
     places: Iterable[Any] = (body.get("tools"), body.get("system"), *contents, *inner)
     return any("cache_control" in block for each in places for block in listed(each))

@@ -21,6 +21,7 @@ from .. import (
     given,
     items,
     obj,
+    only,
     parted,
     require,
     strings,
@@ -314,7 +315,7 @@ def _params(request: InferRequest, drop: Drop, *, unthought: bool = False) -> JS
         unsupported(name, NAME, drop)
     params = without(params, *unknown)
     version = version_of(request.model)
-    body = {name: value for name, value in params.items() if name in OWN}
+    body = only(params, OWN)
     body |= _tools(params, drop) | _identity(params, drop) | _tier(params, drop)
     if "stop" in params:
         body["stop_sequences"] = strings(params["stop"], "stop")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...protocol import InferRequest, text_of
 from ...types import JSON
-from .. import fitting, given, obj, objects, strings, text, without
+from .. import fitting, given, obj, objects, only, strings, text, without
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..searches import OPTIONS, moved, of_chat
 from ..tools import hoisted, leave_out, with_functions, without_lost
@@ -168,7 +168,7 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
     for name in params.keys() - _EMBEDDING:
         unsupported(name, NAME, drop)
     strings(params.get("input"), "input")
-    return {"model": request.model} | {name: params[name] for name in params if name in _EMBEDDING}
+    return {"model": request.model} | only(params, _EMBEDDING)
 
 
 def nearest_effort(effort: object, model: str) -> object:
@@ -294,7 +294,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
             messages.append(message)
             continue
         usual = False
-        new = message if keep.issuperset(message) else _only(message, keep)
+        new = message if keep.issuperset(message) else only(message, keep)
         if new is not message:
             hints(message, drop)
         if isinstance(content, list):
@@ -302,7 +302,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
             parts = (_part(each, place, drop) for each in content)
             new = new | {"content": [part for part in parts if part] or ""}
         if (calls := new.get("tool_calls")) and not all(map(_CALL.issuperset, calls)):
-            new = new | {"tool_calls": [_only(call, _CALL) for call in calls]}
+            new = new | {"tool_calls": [only(call, _CALL) for call in calls]}
         messages.append(new)
     if keep is not _MESSAGE:
         messages = [*map(_recalling, messages)]
@@ -315,10 +315,6 @@ def _recalling(message: JSON) -> JSON:
     """Return a message whose calls have a thought, which other vendors may not tell."""
     lacks = message.get("tool_calls") and not message.get("reasoning_content")
     return message | {"reasoning_content": " "} if lacks else message
-
-
-def _only(members: JSON, names: frozenset[str]) -> JSON:
-    return {name: value for name, value in members.items() if name in names}
 
 
 def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
@@ -347,7 +343,7 @@ def _is_function(tool: JSON, drop: Drop) -> bool:
 def _tool(tool: JSON, drop: Drop) -> JSON:
     new, function = tool, obj(tool.get("function") or {})
     if not _TOOL.issuperset(tool):
-        new = _only(tool, _TOOL)
+        new = only(tool, _TOOL)
         for name in tool:
             if name not in new:
                 hint(f"tools.{name}", drop)

@@ -9,53 +9,16 @@ knows where each format has its words, `streams` rewrites events.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from ...protocol import InferResponse, strict_json
 from ...types import JSON
-from .places import Place, places
+from .places import CannotRewrite as CannotRewrite
+from .places import Place, Places, rewrite
 
 KINDS = {"text": "content", "reasoning": "reasoning", "refusal": "refusal"}  # fields of an answer
-
-
-class CannotRewrite(Exception):
-    """A body has no place for a change."""
-
-
-def divided(parts: Sequence[str], new: str) -> list[str]:
-    """Divide *new* as its old text, the joined *parts*, is divided.
-
-    What is alike at both ends stays in its parts; what differs goes to the first part that it
-    touches.
-    """
-    old = "".join(parts)
-    most = min(len(old), len(new))
-    head = next((n for n in range(most) if old[n] != new[n]), most)
-    tail = next((n for n in range(most - head) if old[-1 - n] != new[-1 - n]), most - head)
-    found, start, end, more = [], 0, 0, len(new) - len(old)
-    for number, part in enumerate(parts):
-        end += len(part)
-        if end <= head and number < len(parts) - 1 and end < len(old):
-            cut = end
-        elif end >= len(old) - tail:
-            cut = end + more
-        else:
-            cut = len(new) - tail
-        cut = max(start, cut)
-        found.append(new[start:cut])
-        start = cut
-    return found
-
-
-def rewrite(found: Sequence[Place], old: str, new: str) -> None:
-    """Write *new* where *found* says *old*; raise CannotRewrite if it does not."""
-    parts = [place.text for place in found]
-    if not found or "".join(parts) != old:
-        raise CannotRewrite
-    for place, part, said in zip(found, parts, divided(parts, new), strict=True):
-        if said != part:
-            place.write(said)
 
 
 def details_of(before: InferResponse, after: InferResponse) -> Sequence[JSON]:
@@ -84,28 +47,20 @@ def answered(
     Where the body has no place for the change, or is of another format, the answer has none: it
     is then written anew.
     """
-    native = after.native
-    if native is None or (before.native is not None and native[1] != before.native[1]):
-        return after  # the hook wrote a body of its own
-    if native[0] != dialect:
-        return replace(after, native=None)
-    try:
-        return replace(after, native=(dialect, _rewritten(before, after, native, choice)))
-    except (CannotRewrite, ValueError, TypeError, LookupError, AttributeError):
-        return replace(after, native=None)
+    native = None
+    if before.native is not None and before.native[0] == dialect:
+        with suppress(CannotRewrite, ValueError, TypeError, LookupError, AttributeError):
+            native = dialect, _rewritten(before, after, before.native, choice)
+    return replace(after, native=native)
 
 
 def _rewritten(
     before: InferResponse, after: InferResponse, native: tuple[str, bytes], choice: int
 ) -> bytes:
     body = strict_json.lenient(native[1])
-    known = places(native[0], body, choice)
+    known = Places(native[0], body, choice)
     for kind, name in KINDS.items():
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            for spots in known.of(kind):
-                rewrite(spots, old, new)
-            known.say_otherwise(kind)
+        known.replace(kind, getattr(before, name), getattr(after, name))
     recall(known.calls(), before.tool_calls, after.tool_calls)
     if list(before.details) != list(after.details):
         known.think(after.details, again=before.reasoning == after.reasoning)

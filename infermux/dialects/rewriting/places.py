@@ -37,13 +37,53 @@ class Place(NamedTuple):
                 self.holder[name] = ""
 
 
+class CannotRewrite(Exception):
+    """A body has no place for a change."""
+
+
+def divided(parts: Sequence[str], new: str) -> list[str]:
+    """Divide *new* as its old text, the joined *parts*, is divided.
+
+    What is alike at both ends stays in its parts; what differs goes to the first part that it
+    touches.
+    """
+    old = "".join(parts)
+    most = min(len(old), len(new))
+    head = next((n for n in range(most) if old[n] != new[n]), most)
+    tail = next((n for n in range(most - head) if old[-1 - n] != new[-1 - n]), most - head)
+    found, start, end, more = [], 0, 0, len(new) - len(old)
+    for number, part in enumerate(parts):
+        end += len(part)
+        if end <= head and number < len(parts) - 1 and end < len(old):
+            cut = end
+        elif end >= len(old) - tail:
+            cut = end + more
+        else:
+            cut = len(new) - tail
+        cut = max(start, cut)
+        found.append(new[start:cut])
+        start = cut
+    return found
+
+
+def rewrite(found: Sequence[Place], old: str, new: str) -> None:
+    """Write *new* where *found* says *old*; raise CannotRewrite if it does not."""
+    parts = [place.text for place in found]
+    if not found or "".join(parts) != old:
+        raise CannotRewrite
+    for place, part, said in zip(found, parts, divided(parts, new), strict=True):
+        if said != part:
+            place.write(said)
+
+
 class Places:
     """The places of one choice of a body."""
 
     def __init__(self, dialect: str, body: JSON, choice: int = 0) -> None:
-        found = _READERS[dialect](body, choice)
+        self._dialect, self._body, self._choice = dialect, body, _choice(body, choice)
+        holder = self._choice if dialect in _CHOICES else body
+        found = _READERS[dialect](holder)
         self._found = [(kind, Place(holder, key)) for kind, holder, key in found]
-        self._dialect, self._body, self._choice = dialect, body, choice
 
     def of(self, kind: str) -> list[list[Place]]:
         """Return where words of a kind are; each list has all of them."""
@@ -73,24 +113,25 @@ class Places:
     @property
     def finish_reason(self) -> str | None:
         """The finish reason of a choice of OpenAI's, if it has one."""
-        one = _numbered(listed(self._body.get("choices")), self._choice)
-        reason = one.get("finish_reason")
+        reason = self._choice.get("finish_reason")
         return reason if isinstance(reason, str) else None
+
+    def replace(self, kind: str, old: str, new: str) -> None:
+        """Write *new* where the words of a kind are *old*, without their log probabilities."""
+        if old == new:
+            return
+        for spots in self.of(kind):
+            rewrite(spots, old, new)
+        for holder in _objects(self._body) if kind == "text" else ():
+            if "logprobs" in holder:
+                holder["logprobs"] = [] if isinstance(holder["logprobs"], list) else None
+            for name in ("logprobsResult", "avgLogprobs"):
+                holder.pop(name, None)
 
     def add(self, kind: str, text: str) -> None:
         """Write words to a choice of OpenAI's that has none; raise LookupError elsewhere."""
-        one = _numbered(listed(self._body.get("choices")), self._choice)
-        said = one["delta"] if "delta" in one else one["message"]
-        said[{"text": "content", "reasoning": "reasoning_content"}.get(kind, kind)] = text
-
-    def say_otherwise(self, kind: str) -> None:
-        """Drop what belongs to the old words: their log probabilities."""
-        for holder in _objects(self._body):
-            if kind == "text":
-                if "logprobs" in holder:
-                    holder["logprobs"] = [] if isinstance(holder["logprobs"], list) else None
-                for name in ("logprobsResult", "avgLogprobs"):
-                    holder.pop(name, None)
+        name = {"text": "content", "reasoning": "reasoning_content"}.get(kind, kind)
+        self._choice["delta"][name] = text
 
     def think(self, details: Sequence[JSON], *, again: bool) -> None:
         """Write other details; raise LookupError if they are *again* other words for a format."""
@@ -102,13 +143,9 @@ class Places:
 
     def finish(self, reason: str) -> None:
         """Write another finish reason; raise LookupError if there is none to replace."""
-        body, key = self._body, "finish_reason"
-        holder = _numbered(listed(body.get("choices") or body.get("candidates")), self._choice)
+        holder, key = self._choice, "finish_reason"
         if self._dialect == "anthropic":
-            key, holder = (
-                "stop_reason",
-                body if "stop_reason" in body else members(body.get("delta")),
-            )
+            holder, key = members(self._body.get("delta")) or self._body, "stop_reason"
             reason = anthropic.stop_reason(reason, called=False)
         elif self._dialect == "gemini":
             key, reason = "finishReason", gemini.finish_reason(reason)
@@ -117,16 +154,23 @@ class Places:
         holder[key] = reason
 
 
-places = Places
+_CHOICES = {"openai": "choices", "gemini": "candidates"}
 
 
 def choices(dialect: str, body: JSON) -> list[int]:
     """Return the numbers of the choices beyond the first, which an InferResponse does not hold."""
-    name = {"openai": "choices", "gemini": "candidates"}.get(dialect)
-    if name is None:
-        return []
-    found = [each.get("index", n) or 0 for n, each in enumerate(listed(body.get(name)))]
+    listing = listed(body.get(_CHOICES.get(dialect, "")))
+    found = [each.get("index", n) or 0 for n, each in enumerate(listing)]
     return sorted({number for number in found if isinstance(number, int) and number})
+
+
+def _choice(body: JSON, number: int) -> JSON:
+    """Return the choice with a number: by its index, else by its position; {} if there is none."""
+    for position, each in enumerate(listed(body.get("choices") or body.get("candidates"))):
+        index = each.get("index")
+        if index == number or (index is None and position == number):
+            return each
+    return {}
 
 
 def _objects(value: Any) -> Iterator[JSON]:
@@ -139,20 +183,10 @@ def _objects(value: Any) -> Iterator[JSON]:
             yield from _objects(each)
 
 
-def _numbered(found: Sequence[JSON], choice: int) -> JSON:
-    """Return the choice with a number: by its index, else by its position."""
-    for position, each in enumerate(found):
-        number = each.get("index")
-        if number == choice or (number is None and position == choice):
-            return each
-    return {}
-
-
 # -- each format --
 
 
-def _openai(body: JSON, choice: int) -> Found:
-    one = _numbered(listed(body.get("choices")), choice)
+def _openai(one: JSON) -> Found:
     said = members(one.get("delta")) or members(one.get("message"))
     content = said.get("content")
     if isinstance(content, str):
@@ -176,7 +210,7 @@ def _openai(body: JSON, choice: int) -> Found:
         yield "arguments", inner, "input" if custom else "arguments"
 
 
-def _anthropic(body: JSON, choice: int) -> Found:
+def _anthropic(body: JSON) -> Found:
     blocks = [*listed(body.get("content")), members(body.get("content_block"))]
     for block in [*blocks, members(body.get("delta"))]:
         kind = block.get("type")
@@ -190,8 +224,7 @@ def _anthropic(body: JSON, choice: int) -> Found:
             yield "arguments", block, "input"
 
 
-def _gemini(body: JSON, choice: int) -> Found:
-    one = _numbered(listed(body.get("candidates")), choice)
+def _gemini(one: JSON) -> Found:
     for part in listed(members(one.get("content")).get("parts")):
         if isinstance(part.get("functionCall"), dict):
             part["functionCall"].setdefault("args", {})
@@ -210,7 +243,7 @@ _DELTAS = {
 }
 
 
-def _responses(body: JSON, choice: int) -> Found:
+def _responses(body: JSON) -> Found:
     if (kind := _DELTAS.get(str(body.get("type")))) is not None:
         yield kind, body, "delta"
     for item in listed((members(body.get("response")) or body).get("output")):
@@ -226,7 +259,7 @@ def _responses(body: JSON, choice: int) -> Found:
             yield "arguments", item, "arguments" if what == "function_call" else "input"
 
 
-_READERS: dict[str, Callable[[JSON, int], Found]] = {
+_READERS: dict[str, Callable[[JSON], Found]] = {
     "openai": _openai,
     "anthropic": _anthropic,
     "gemini": _gemini,

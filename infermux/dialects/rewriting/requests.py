@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from hashlib import blake2b
@@ -13,10 +13,9 @@ from ...errors import InferMuxError
 from ...protocol import CHAT, InferRequest, Native, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON
-from .. import parted, without
+from .. import only, parted, without
 from ..gemini.schemas import camel
-from . import CannotRewrite, rewrite
-from .places import Place
+from .places import CannotRewrite, Place, rewrite
 
 _NOTHING = object()
 _TURNS = {"messages": "content", "contents": "parts"}
@@ -159,7 +158,7 @@ def _bodies(before: InferRequest, after: InferRequest, own: Native) -> Iterator[
     names = _changed(before, after)
     plain = {name for name in names if _is_own(name, before, own)}
     if plain:
-        yield _some(before.params, plain), _some(after.params, plain)
+        yield only(before.params, plain), only(after.params, plain)
     if names - plain:
         rest = names - plain
         yield _settings(before, rest, own), _settings(after, rest, own)
@@ -172,10 +171,6 @@ def _is_own(name: str, before: InferRequest, own: Native) -> bool:
     return value is not _NOTHING and value == before.params.get(name)
 
 
-def _some(params: Mapping[str, Any], names: set[str]) -> JSON:
-    return {name: params[name] for name in names if name in params}
-
-
 def _spoken(request: InferRequest, own: Native) -> JSON:
     if own.dialect == "openai":
         return {"messages": list(request.messages)}
@@ -185,7 +180,7 @@ def _spoken(request: InferRequest, own: Native) -> JSON:
         messages = [_MARK, *messages]
     body = _translated(replace(request, messages=messages, params={}, op=CHAT), own)
     body.pop("instructions" if marked else "", None)
-    return {name: body[name] for name in _SPOKEN if name in body}
+    return only(body, _SPOKEN)
 
 
 def _known(message: JSON) -> JSON:
@@ -205,7 +200,7 @@ def _known_part(part: JSON) -> JSON:
 
 def _settings(request: InferRequest, names: set[str], own: Native) -> JSON:
     messages = [{"role": "user", "content": "-"}] if request.op == CHAT else ()
-    params = _some(request.params, names)
+    params = only(request.params, names)
     body = _translated(replace(request, messages=messages, params=params), own)
     for name in _SPOKEN:
         body.pop(name, None)

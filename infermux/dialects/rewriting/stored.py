@@ -15,8 +15,7 @@ from ..openai import NAME as OPENAI
 from ..responses import NAME
 from ..responses.downstream import decode_request
 from ..responses.upstream import Responses
-from . import CannotRewrite, rewrite
-from .places import Place
+from .places import CannotRewrite, Place, rewrite
 
 _PLACE = "output"  # of the items in a response
 

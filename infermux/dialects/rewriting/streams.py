@@ -15,8 +15,8 @@ from ...protocol import InferResponse, strict_json
 from ...protocol.sse import Event, Parser
 from ...types import JSON, Chunk
 from .. import listed, members, without
-from . import KINDS, CannotRewrite, arguments, divided, recall, rewrite, with_arguments
-from .places import Place, choices, places
+from . import KINDS, arguments, recall, with_arguments
+from .places import CannotRewrite, Place, Places, choices, divided, rewrite
 
 _FRAMED = ("openai", "anthropic", "responses")  # whose native chunks are events; Gemini's are JSON
 _ENDS_BLOCKS = ("anthropic", "responses")
@@ -75,7 +75,7 @@ class StreamRewriter:
         body = _body(chunk)
         found = []
         for number in choices(chunk.dialect, body):
-            known = places(chunk.dialect, body, number)
+            known = Places(chunk.dialect, body, number)
             said: dict[str, Any] = {kind: known.text(kind) for kind in KINDS}
             said |= {"finish_reason": known.finish_reason, "tool_calls": known.tool_calls()}
             if any(said.values()):
@@ -85,12 +85,12 @@ class StreamRewriter:
     def with_choice(self, chunk: Chunk, number: int, was: Chunk, now: Chunk) -> Chunk:
         """Return an event with the words of another choice replaced."""
         body = _body(chunk)
-        known = places(chunk.dialect, body, number)
+        known = Places(chunk.dialect, body, number)
         for kind in KINDS:
             if not known.of(kind)[0] and getattr(now, kind):
                 known.add(kind, getattr(now, kind))
             else:
-                _replace(known, kind, getattr(was, kind), getattr(now, kind))
+                known.replace(kind, getattr(was, kind), getattr(now, kind))
         recall(known.calls(), was.tool_calls, now.tool_calls)
         more = now.text if chunk.more == was.text else chunk.more
         return _with(chunk, body)._replace(more=more)
@@ -105,7 +105,7 @@ class StreamRewriter:
         if before[_BESIDE] != after[_BESIDE]:
             raise CannotRewrite
         body, kind = _body(before), self._kind(before)
-        known = places(self._dialect, body)
+        known = Places(self._dialect, body)
         apart: list[Chunk] = []
         own = after
         for name in KINDS:
@@ -113,7 +113,7 @@ class StreamRewriter:
             if old == new:
                 continue
             try:
-                _replace(known, name, old, new)
+                known.replace(name, old, new)
             except CannotRewrite:
                 if old and self._repeats(body):
                     continue  # what the deltas said is replaced below
@@ -170,7 +170,7 @@ class StreamRewriter:
                 found.append(_say(Chunk(), kind, words))
                 continue
             body = _body(model)
-            _replace(places(self._dialect, body), kind, getattr(model, kind), words)
+            Places(self._dialect, body).replace(kind, getattr(model, kind), words)
             self._say(body, kind, "", words)
             self._added += self._dialect == "responses"
             made = _with(_say(Chunk(dialect=model.dialect), kind, words), body)
@@ -337,14 +337,6 @@ def _repeat(value: Any, wholes: dict[str, str]) -> None:
                 value["logprobs"] = []
         elif isinstance(each, dict | list):
             _repeat(each, wholes)
-
-
-def _replace(known: Any, kind: str, old: str, new: str) -> None:
-    if old == new:
-        return
-    for spots in known.of(kind):
-        rewrite(spots, old, new)
-    known.say_otherwise(kind)
 
 
 def _named(call: JSON) -> tuple[Any, ...]:

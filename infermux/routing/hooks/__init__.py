@@ -23,7 +23,7 @@ from ...dialects.openai.metering import text_tokens
 from ...dialects.responses import NAME as RESPONSES
 from ...dialects.responses import RESOURCE
 from ...dialects.rewriting import answered, details_of, stored
-from ...dialects.rewriting.places import choices, places
+from ...dialects.rewriting.places import Places, choices
 from ...dialects.rewriting.requests import with_own_body
 from ...errors import ConfigError, HookFailed, HookRefused, InferMuxError, close_to, having
 from ...planning.call import Call, HookRun
@@ -250,7 +250,7 @@ class Hooks:
     def _other(self, call: Call, response: InferResponse, number: int, form: str) -> InferResponse:
         """Return an answer whose choice *number* is the one that the hook returns."""
         assert response.native is not None
-        known = places(form, strict_json.lenient(response.native[1]), number)
+        known = Places(form, strict_json.lenient(response.native[1]), number)
         one = replace(
             response,
             content=known.text("text"),
