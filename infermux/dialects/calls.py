@@ -15,9 +15,9 @@ from typing import Any
 
 from ..errors import ProviderError
 from ..pricing import find
-from ..protocol import InferRequest, InferResponse
+from ..protocol import InferRequest, InferResponse, must_be
 from ..types import JSON, NOTHING, Chunk, Usage
-from . import Dialect, members, require, without
+from . import Dialect, members, without
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -171,7 +171,9 @@ def _fitted(name: str) -> str:
 
 def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
     """Return messages in which each call has an id of its own, and its result has that."""
-    idents = [require(call.get("id") or "", "tool_calls[].id", str) for call in _calls(messages)]
+    idents = [call.get("id") or "" for call in _calls(messages)]
+    if not all(isinstance(each, str) for each in idents):
+        raise must_be("tool_calls[].id", "a string")
     if len(set(idents)) == len(idents) and all(idents):
         return messages
     known = {""}

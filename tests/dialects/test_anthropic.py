@@ -1233,7 +1233,7 @@ def test_turns_of_an_agent() -> None:
                     "role": "user",
                     "content": [
                         {"type": "text", "text": "note"},
-                        {"type": "tool_result", "tool_use_id": "t"},
+                        {"type": "tool_result", "tool_use_id": "t", "is_error": True},
                     ],
                 },
                 {"role": "system", "content": "new rules"},
@@ -1256,7 +1256,7 @@ def test_turns_of_an_agent() -> None:
                 {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
             ],
         },
-        {"role": "tool", "tool_call_id": "t", "content": ""},
+        {"role": "tool", "tool_call_id": "t", "content": "", "is_error": True},
         {"role": "user", "content": [{"type": "text", "text": "note"}]},
         {"role": "system", "content": "new rules"},
         {

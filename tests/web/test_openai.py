@@ -345,6 +345,13 @@ def test_errors_and_lists_have_a_request_id_too(front, path, body):
     assert headers["X-Request-Id"] == headers["Request-Id"] and headers["X-Request-Id"]
 
 
+def test_a_malformed_member_is_the_callers_mistake_and_no_failure_of_the_vendor(front, vendors):
+    vendors["openai"].script(reply(openai_whole(Turn("Hello"))))
+    answer = front.ask(CHAT, HELLO | {"model": "gpt-asked", "tools": ["cache_control"]})
+    is_error(answer, 400, "invalid_request")
+    assert not vendors["openai"].seen
+
+
 def test_an_error_of_the_vendor_tells_of_its_call(front, vendors):
     vendors["openai"].script(reply({"error": {"message": "secret words"}}, 500))
     answer = front.ask(CHAT, HELLO | {"model": "gpt-asked"})

@@ -203,7 +203,7 @@ def _result(block: JSON) -> JSON:
         [_part(part) for part in items(content)] if isinstance(content, list) else text(content)
     )
     message = {"role": "tool", "tool_call_id": string(block, "tool_use_id"), "content": content}
-    return message | result_flags(block) if len(block) > 3 else message
+    return message | result_flags(block) if len(block) > 2 + ("content" in block) else message
 
 
 def _assistant(blocks: list[JSON]) -> JSON:

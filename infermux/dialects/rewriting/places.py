@@ -99,8 +99,7 @@ class Places:
 
     def tool_calls(self) -> list[JSON]:
         """Return the calls in OpenAI's form; Gemini's, and OpenAI's older one, have no ids."""
-        one = _numbered(listed(self._body.get("choices")), self._choice)
-        said = members(one.get("delta")) or members(one.get("message"))
+        said = members(self._choice.get("delta")) or members(self._choice.get("message"))
         found = [members(said.get("function_call"))]
         found += [
             {"name": place.holder.get("name"), "arguments": place.text} for place in self.calls()
@@ -134,15 +133,15 @@ class Places:
         self._choice["delta"][name] = text
 
     def think(self, details: Sequence[JSON], *, again: bool) -> None:
-        """Write other details; raise LookupError if they are *again* other words for a format."""
+        """Write other details; raise CannotRewrite if they are *again* other words for a format."""
         holders = [each for each in _objects(self._body) if "reasoning_details" in each]
         if again and not holders:
-            raise LookupError("reasoning_details")
+            raise CannotRewrite
         for holder in holders[:1]:
             holder["reasoning_details"] = list(details)
 
     def finish(self, reason: str) -> None:
-        """Write another finish reason; raise LookupError if there is none to replace."""
+        """Write another finish reason; raise CannotRewrite if there is none to replace."""
         holder, key = self._choice, "finish_reason"
         if self._dialect == "anthropic":
             holder, key = members(self._body.get("delta")) or self._body, "stop_reason"
@@ -150,7 +149,7 @@ class Places:
         elif self._dialect == "gemini":
             key, reason = "finishReason", gemini.finish_reason(reason)
         if holder.get(key) is None:
-            raise LookupError(key)
+            raise CannotRewrite
         holder[key] = reason
 
 

@@ -124,10 +124,7 @@ class StreamRewriter:
         if list(before.tool_calls) != list(after.tool_calls):
             self._recall(body, known.calls(), before.tool_calls, after.tool_calls)
         if before.finish_reason != after.finish_reason and after.finish_reason:
-            try:
-                known.finish(after.finish_reason)
-            except LookupError:
-                raise CannotRewrite from None
+            known.finish(after.finish_reason)
         self._note(before, after, body)
         unsigned = self._unsign(body, before.reasoning != after.reasoning)
         sent = before if before is after and not unsigned else _with(own, body)
@@ -206,8 +203,6 @@ class StreamRewriter:
 
     def _note(self, before: Chunk, after: Chunk, body: JSON) -> None:
         """Note the words of a delta that later events repeat as a whole."""
-        if self._dialect != "responses":
-            return
         for kind in KINDS:
             self._say(body, kind, getattr(before, kind), getattr(after, kind))
         new = [*after.tool_calls]
@@ -281,7 +276,7 @@ class TranscriptRewriter(StreamRewriter):
             return found if text or not before.text else []
         said, last = _letters(self._text), _read(found[-1])
         if isinstance(last.get("text"), str) and _letters(last["text"]) != said:
-            found[-1] = _with(found[-1], _without_logprobs(last) | {"text": self._text})
+            found[-1] = _with(found[-1], without(last, "logprobs") | {"text": self._text})
         held = [each for each in self.rest() if _letters(_read(each)["text"]) in said]
         return [*found[:-1], *held, found[-1]]
 
@@ -304,16 +299,12 @@ def _words(body: JSON) -> Place | None:
 
 def _saying(chunk: Chunk | None, text: str) -> Chunk:
     """Return an event of a transcript with other words; raise CannotRewrite if there is none."""
-    body = {} if chunk is None else _without_logprobs(_read(chunk))
+    body = {} if chunk is None else without(_read(chunk), "logprobs")
     place = _words(body)
     if chunk is None or place is None:
         raise CannotRewrite
     place.write(text)
     return _with(chunk._replace(text=text), body)
-
-
-def _without_logprobs(body: JSON) -> JSON:
-    return without(body, "logprobs")
 
 
 def _read(chunk: Chunk) -> JSON:
