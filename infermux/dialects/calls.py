@@ -17,7 +17,8 @@ from ..errors import ProviderError
 from ..pricing import find
 from ..protocol import InferRequest, InferResponse, must_be
 from ..types import JSON, NOTHING, Chunk, Usage
-from . import Dialect, members, without
+from . import Dialect, listed, members, without
+from .tools import name_of
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -115,11 +116,11 @@ def fitted(
     params, messages = _meant(_bounded(request)), _unique(request.messages)
     tools, choice = params.get("tools"), params.get("tool_choice")
     tools = tools if isinstance(tools, list) else []
-    said = {str(_name(each)) for each in chain(tools, _calls(messages))}
+    said = {name for each in chain(tools, _calls(messages)) if (name := name_of(each)) is not None}
     names = {name: _fitted(name) for name in said if not _NAME.fullmatch(name)}
     if names:
         params = {**params, "tools": [_named(each, names) for each in tools]}
-        params |= {"tool_choice": _named(choice, names)} if isinstance(choice, dict) else {}
+        params |= {"tool_choice": _chosen(choice, names)} if isinstance(choice, dict) else {}
         messages = [
             {**each, "tool_calls": [_named(call, names) for call in _calls([each])]}
             if each.get("tool_calls")
@@ -155,13 +156,19 @@ def _calls(messages: Iterable[JSON]) -> list[JSON]:
     return [call for each in messages if (calls := each.get("tool_calls")) for call in calls]
 
 
-def _name(holder: object) -> Any:
-    return members(members(holder).get("function")).get("name")
-
-
 def _named(holder: JSON, names: Mapping[str, str]) -> JSON:
-    fits = names.get(str(_name(holder)))
-    return holder | {"function": holder["function"] | {"name": fits}} if fits else holder
+    if (name := name_of(holder)) not in names:
+        return holder
+    kind = "function" if holder.get("function") else "custom"
+    return holder | {kind: holder[kind] | {"name": names[name or ""]}}
+
+
+def _chosen(choice: JSON, names: Mapping[str, str]) -> JSON:
+    allowed = members(choice.get("allowed_tools"))
+    if not (tools := listed(allowed.get("tools"))):
+        return _named(choice, names)
+    named = {"tools": [_named(each, names) for each in tools]}
+    return choice | {"allowed_tools": allowed | named}
 
 
 def _fitted(name: str) -> str:

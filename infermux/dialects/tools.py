@@ -154,7 +154,7 @@ def custom_names(request: InferRequest) -> frozenset[str]:
     tools = request.params.get("tools")
     if not isinstance(tools, list):
         return frozenset()
-    return frozenset(name for tool in tools if _is_custom(tool) and (name := _name(tool)))
+    return frozenset(name for tool in tools if _is_custom(tool) and (name := name_of(tool)))
 
 
 def as_custom(call: JSON, names: Collection[str]) -> JSON:
@@ -257,24 +257,26 @@ def _as_function(tool: JSON) -> JSON:
 
 def _chosen(choice: JSON, tools: list[JSON], dialect: str) -> tuple[list[JSON], Any]:
     """Return the tools that may be called, and the choice among them."""
-    names, kind = set(map(_name, tools)), choice.get("type")
+    names, kind = set(map(name_of, tools)), choice.get("type")
     if kind == "allowed_tools":
         allowed = members(choice.get(kind))
-        wanted = {_name(tool) for tool in objects(allowed.get("tools"), "tool_choice.tools")}
-        found = [tool for tool in tools if _name(tool) in wanted]
+        wanted = {name_of(tool) for tool in objects(allowed.get("tools"), "tool_choice.tools")}
+        found = [tool for tool in tools if name_of(tool) in wanted]
         return found, allowed.get("mode") or "auto"
     if kind not in ("function", "custom"):
         raise UnsupportedParameter(
             f"the {dialect} format has no tool of type {shown(kind)}", param="tool_choice"
         )
-    name = _name(choice)
+    name = name_of(choice)
     if name not in names:
         raise must_be("tool_choice", "the name of a tool in tools")
     return tools, {"type": "function", "function": {"name": name}}
 
 
-def _name(tool: JSON) -> str | None:
-    name = members(tool.get("function") or tool.get("custom")).get("name")
+def name_of(tool: object) -> str | None:
+    """Return the name in a tool, a call or a choice of one, if it has any."""
+    own = members(tool)
+    name = members(own.get("function") or own.get("custom")).get("name")
     return name if isinstance(name, str) else None
 
 
