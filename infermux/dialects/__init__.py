@@ -203,9 +203,7 @@ def read_object(data: bytes, decode_error: Callable[[int, Headers, bytes], Provi
     if not isinstance(body, dict):
         raise ValueError("expected an object")
     if error := body.get("error"):
-        code = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
-        status = code if isinstance(code, int) and 400 <= code < 600 else 502
-        raise decode_error(status, {}, data)
+        raise decode_error(error_status(error), {}, data)
     return body
 
 
@@ -286,6 +284,13 @@ def error_object(data: bytes) -> JSON:
     if not isinstance(error, dict):
         return {}
     return error if error.get("message") else error | {"message": error.get("detail")}  # Mistral
+
+
+def error_status(error: object) -> int:
+    """Return the HTTP status that an error inside a 200 tells, else 502."""
+    told = members(error)
+    code = told.get("status_code", told.get("code"))
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
 def word(value: object) -> str:

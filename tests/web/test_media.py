@@ -372,6 +372,13 @@ def test_an_error_event_before_any_other_lets_the_next_provider_answer(client, v
     assert other.seen
 
 
+def test_an_error_whose_event_lacks_its_end_is_one(front, vendor):
+    vendor.forget(events(b'data: {"error": {"message": "bad size", "code": 400}}'))
+    body = {"prompt": "a", "model": "openai/gpt-image-1", "stream": True}
+    answer = front.ask("/v1/images/generations", body)
+    assert (answer.status, answer.json["error"]["message"]) == (400, "bad size")
+
+
 def test_json_that_is_cut_is_asked_of_the_next_provider(client, vendor, other):
     vendor.forget(pieces(b'{"created":1,"data":[{"b6', kind="application/json", end="reset"))
     assert client.images.generate(prompt="a", model="picture").data[0].b64_json == PNG

@@ -131,11 +131,9 @@ class Encoder:
         if native is None and (chunk.shown or not (chunk.has_content or chunk.annotations)):
             return b""
         self._usage_sent = self._usage_sent or (native is not None and chunk.usage is not None)
-        ready, self._held = self._held, self._event(chunk) if native is None else native
+        event = self._event(chunk) if native is None else native
         self._ending = self._ending or bool(chunk.finish_reason) or chunk.usage_only
-        if self._ending:
-            return ready
-        ready, self._held = ready + self._held, b""
+        ready, self._held = (self._held, event) if self._ending else (event, b"")
         return ready
 
     def _event(self, chunk: Chunk) -> bytes:

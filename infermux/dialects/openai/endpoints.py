@@ -18,7 +18,7 @@ from ...errors import ProviderError, StreamIncomplete
 from ...protocol import InferRequest, InferResponse, strict_json
 from ...protocol.scanning import EventScanner, Members
 from ...types import HEARTBEAT, JSON, Chunk, Usage
-from .. import NO_TERMINATOR, Headers, members, word
+from .. import NO_TERMINATOR, Headers, error_status, members, word
 from ..sizes import number
 from . import NAME
 from .metering import READ, batch_usage, usage_of
@@ -79,7 +79,7 @@ def decode(data: bytes, request: InferRequest, raising: Raise) -> InferResponse:
     body = strict_json.lenient(data) if data.strip() else {}
     found = members(body)
     if _is_error(found):
-        raise raising(_status(found), {}, data)
+        raise raising(error_status(found["error"]), {}, data)
     usage: Usage | None = None
     extra: JSON = {}
     if request.op == "batches":
@@ -112,11 +112,6 @@ def _ended_batch(body: JSON) -> tuple[Usage | None, JSON]:
 
 def _is_error(body: JSON) -> bool:
     return bool(body.get("error")) and not body.get("object")
-
-
-def _status(body: JSON) -> int:
-    code = members(body.get("error")).get("code")
-    return code if type(code) is int and 400 <= code < 600 else 502
 
 
 # -- answers that pass in pieces --
@@ -153,7 +148,7 @@ def _bytes(pieces: Pieces, request: InferRequest, raising: Raise | None) -> Iter
         if not found.whole:
             raise ValueError("an answer that is not whole")
         if most and _is_error(told):
-            raise raising(_status(told), {}, bytes(held))
+            raise raising(error_status(told["error"]), {}, bytes(held))
     yield Chunk(
         native=bytes(held),
         finish_reason="stop",
@@ -172,7 +167,6 @@ class _Events:
         self._ended = self._any = False
         self._images = 0
         self._usage: Usage | None = None
-        self._error: JSON | None = None
         wanted = number(request.params.get("n")) if request.op.startswith("images/") else None
         self._wanted = max(1, wanted or 1)
 
@@ -188,8 +182,6 @@ class _Events:
             held += piece
             done = scanner.feed(piece)
             ready = before + done if done else len(held) if len(held) > most else 0
-            if self._error is not None:
-                raise self._raising(_status(self._error), {}, strict_json.encode(self._error))
             if ready and (self._any or ready > most):
                 most = HOLD if done else 0
                 yield Chunk(native=bytes(memoryview(held)[:ready]), shown=True, dialect=NAME)
@@ -205,9 +197,9 @@ class _Events:
 
     def _event(self, found: JSON, text: bytes) -> None:
         kind = word(found.get("type"))
-        if found.get("error") or kind == "error":
-            self._error = found if found.get("error") else {"error": found}
-            return
+        if (error := found.get("error")) or kind == "error":
+            error = error or found
+            raise self._raising(error_status(error), {}, strict_json.encode({"error": error}))
         self._any = True
         if found.get("usage"):
             more = usage_of(found, self._request)
