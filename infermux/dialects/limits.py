@@ -37,12 +37,12 @@ def _seconds(text: str) -> float:
     if len(text) > 40:
         return UNKNOWN_REST
     if _DURATION.fullmatch(text):
-        found = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-        if found >= _EPOCH:  # a time: seconds or milliseconds since 1970
-            found = (found / 1000 if found >= _EPOCH * 1000 else found) - time.time()
-        return min(max(0.0, found), MAX_REST)
-    try:
-        left = datetime.fromisoformat(text).timestamp() - time.time()
-    except (ValueError, OverflowError, OSError):
-        return UNKNOWN_REST
+        left = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+        if left >= _EPOCH:  # a time: seconds or milliseconds since 1970
+            left = (left / 1000 if left >= _EPOCH * 1000 else left) - time.time()
+    else:
+        try:
+            left = datetime.fromisoformat(text).timestamp() - time.time()
+        except (ValueError, OverflowError, OSError):
+            return UNKNOWN_REST
     return min(max(0.0, left), MAX_REST)

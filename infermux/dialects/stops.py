@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ..protocol import InferRequest, InferResponse, must_be
+from ..protocol import InferRequest, InferResponse
 from ..types import Chunk
+from . import strings
 
 RESPONSES = "responses"
 
 
 def stops_of(request: InferRequest) -> tuple[str, ...]:
-    """Return the stop sequences; raise RequestError if they are neither a text nor texts."""
+    """Return the stop sequences; raise RequestError if they are neither a string nor strings."""
     given = request.params.get("stop")
     if given is None or request.body_in(RESPONSES) is not None:
         return ()  # a client of Responses has no such parameter
-    found = (given,) if isinstance(given, str) else given
-    if not isinstance(found, list | tuple) or not all(isinstance(each, str) for each in found):
-        raise must_be("stop", "a text or a list of texts")
-    return tuple(filter(None, found))
+    return tuple(filter(None, strings(given, "stop")))
 
 
 def stopped(response: InferResponse, stops: Sequence[str]) -> InferResponse:

@@ -33,11 +33,10 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     params = dict(request.params)
     if "item_reference" in params:
         unsupported("item_reference", dialect, drop)
-    if params.get("top_logprobs"):  # they are in no answer but the vendor's own
+    if params.pop("top_logprobs", None):  # they are in no answer but the vendor's own
         unsupported("logprobs", dialect, drop)
-    params.pop("top_logprobs", None)
     lost = ["context_management"]  # Anthropic's has another form
-    if dialect == "openai":  # what chat completions store is never read again
+    if dialect == CHAT:  # what chat completions store is never read again
         lost += ["store", "metadata"]
     for name in lost:
         if params.pop(name, None):
@@ -76,9 +75,8 @@ def without_server_tools(request: InferRequest, drop: Drop, *, hoists: bool = Tr
 
 
 def _draws(message: JSON) -> bool:
-    parts = message.get("content")
-    listed = parts if isinstance(parts, list) and message.get("role") == "assistant" else ()
-    return "images" in message or any(map(_is_media, listed))
+    parts = message.get("content") if message.get("role") == "assistant" else None
+    return "images" in message or (isinstance(parts, list) and any(map(_is_media, parts)))
 
 
 def _is_media(part: object) -> bool:
@@ -128,15 +126,15 @@ _SERVER_TOOL = re.compile(
 
 def _of_chat(request: InferRequest, dialect: str) -> InferRequest:
     """Return the request of a chat client with its allowed tools, the custom ones as functions."""
-    tools, choice = request.params.get("tools"), request.params.get("tool_choice")
-    chooses = members(choice).get("type") in ("custom", "allowed_tools")
+    tools, choice = request.params.get("tools"), members(request.params.get("tool_choice"))
+    chooses = choice.get("type") in ("custom", "allowed_tools")
     if not (chooses or custom_names(request)) and all(map(_has_no_custom, request.messages)):
         return request
     new: JSON = {}
     if isinstance(tools, list):
         new["tools"] = [*map(_as_function, objects(tools, "tools"))]
         if chooses:
-            new["tools"], new["tool_choice"] = _chosen(members(choice), new["tools"], dialect)
+            new["tools"], new["tool_choice"] = _chosen(choice, new["tools"], dialect)
     messages = [_message(one) for one in request.messages]
     return replace(request, params={**request.params, **new}, messages=messages)
 

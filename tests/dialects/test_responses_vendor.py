@@ -722,7 +722,7 @@ def test_a_citation_beyond_the_text_is_told_in_the_end() -> None:
 
 @pytest.mark.parametrize("stop", [3, [1], {"a": 1}])
 def test_stops_that_are_no_texts_are_refused(stop: Any) -> None:
-    with pytest.raises(errors.RequestError, match="stop must be a text or a list of texts"):
+    with pytest.raises(errors.RequestError, match="stop must be a string or a list of strings"):
         body_of(messages=[{"role": "user", "content": "Hi"}], params={"stop": stop})
 
 

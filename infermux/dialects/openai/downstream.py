@@ -45,7 +45,7 @@ def encode_answer(
         return strict_json.encode(encode_response(response, created=created, ident=ident))
     if request.op == "embeddings" and response.extra.get("data"):
         base64 = request.params.get("encoding_format") == "base64"
-        return strict_json.encode(encode_embeddings(response, base64=base64))
+        return strict_json.encode(_embeddings(response, base64=base64))
     raise UnsupportedParameter(f"the model {shown(model)} has no {request.op}", param="model")
 
 
@@ -193,22 +193,18 @@ def _event(body: JSON) -> bytes:
     return b"data: " + strict_json.encode(body) + b"\n\n"
 
 
-def encode_embeddings(response: InferResponse, *, base64: bool) -> JSON:
+def _embeddings(response: InferResponse, *, base64: bool) -> JSON:
     """Return an embeddings object, with vectors as lists of numbers or as *base64*."""
-    data = response.extra.get("data") or []
+    data = response.extra["data"]
     if base64:
         data = [
-            item
-            if isinstance(item["embedding"], str)
-            else item | {"embedding": packed(item["embedding"])}
-            for item in data
+            each
+            if isinstance(each["embedding"], str)
+            else each | {"embedding": packed(each["embedding"])}
+            for each in data
         ]
-    return {
-        "object": "list",
-        "data": data,
-        "model": response.model,
-        "usage": {"prompt_tokens": response.tokens_in, "total_tokens": response.tokens_in},
-    }
+    usage = {"prompt_tokens": response.tokens_in, "total_tokens": response.tokens_in}
+    return {"object": "list", "data": data, "model": response.model, "usage": usage}
 
 
 def encode_error(error: InferMuxError) -> JSON:

@@ -36,7 +36,7 @@ from .. import (
     without,
     word,
 )
-from ..blocks import StreamAccumulator, answer
+from ..blocks import StreamAccumulator, answer, complete
 from ..citations import citations, images, sourced
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, endpoints
@@ -330,12 +330,9 @@ def _number(calls: Sequence[JSON], known: list[tuple[int, str]]) -> None:
 
 
 def _is_half(call: JSON) -> bool:
-    """Whether a call's arguments have begun and are no JSON."""
-    try:
-        strict_json.loads(obj(call.get("function")).get("arguments", "").strip() or "{}")
-    except ValueError:
-        return True
-    return False
+    """Whether a call's arguments have begun and are no object."""
+    words = obj(call.get("function")).get("arguments", "").strip()
+    return bool(words) and not complete(words)
 
 
 # the members of a delta that are content

@@ -16,7 +16,7 @@ from typing import Any
 from ...protocol import InferResponse, strict_json
 from ...types import JSON
 from .places import CannotRewrite as CannotRewrite
-from .places import Place, Places, rewrite
+from .places import Place, Places, rewrite, spot_of
 
 KINDS = {"text": "content", "reasoning": "reasoning", "refusal": "refusal"}  # fields of an answer
 
@@ -88,13 +88,13 @@ def recall(spots: Sequence[Place], before: Iterable[JSON], after: Iterable[JSON]
 
 
 def arguments(call: JSON) -> str:
-    inner = call.get("custom") or call.get("function") or {}
-    said: Any = inner.get("input" if call.get("custom") else "arguments")
+    kind, member = spot_of(call)
+    said: Any = (call.get(kind) or {}).get(member)
     return said if isinstance(said, str) else ""
 
 
 def with_arguments(call: JSON, said: str) -> JSON:
-    kind, member = ("custom", "input") if call.get("custom") else ("function", "arguments")
+    kind, member = spot_of(call)
     inner = dict(call.get(kind) or {})
     if said or member in inner:
         inner[member] = said

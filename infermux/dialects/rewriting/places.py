@@ -172,6 +172,11 @@ def _choice(body: JSON, number: int) -> JSON:
     return {}
 
 
+def spot_of(call: JSON) -> tuple[str, str]:
+    """Return the member of a call that has its name, and that one's with its arguments."""
+    return ("custom", "input") if call.get("custom") else ("function", "arguments")
+
+
 def _objects(value: Any) -> Iterator[JSON]:
     if isinstance(value, dict):
         yield value
@@ -204,9 +209,8 @@ def _openai(one: JSON) -> Found:
     if isinstance(said.get("refusal"), str):
         yield "refusal", said, "refusal"
     for call in listed(said.get("tool_calls")):
-        custom = isinstance(call.get("custom"), dict)
-        inner = call["custom"] if custom else members(call.get("function"))
-        yield "arguments", inner, "input" if custom else "arguments"
+        kind, member = spot_of(call)
+        yield "arguments", members(call.get(kind)), member
 
 
 def _anthropic(body: JSON) -> Found:
