@@ -147,9 +147,6 @@ class StreamAccumulator:
 
     def _add_call(self, delta: JSON) -> None:
         call = self._calls.setdefault(delta["index"], {"id": "", "type": "function"})
-        for name, value in delta.items():
-            if name not in ("index", "function", "custom") and value:
-                call[name] = value
         kind, member = "function", "arguments"
         if delta.get("custom") or "custom" in call:
             kind, member = "custom", "input"
@@ -157,6 +154,9 @@ class StreamAccumulator:
         own, more = call.setdefault(kind, {"name": "", member: ""}), delta.get(kind) or {}
         own["name"] = more.get("name") or own["name"]
         own[member] += more.get(member) or ""
+        for name, value in delta.items():
+            if name not in ("index", "function", "custom") and value:
+                call[name] = value
 
     @property
     def text(self) -> str:

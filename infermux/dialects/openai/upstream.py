@@ -107,7 +107,7 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
 def unsaid(request: InferRequest, model: str) -> Unsaid:
     """Return what of the request cannot be expressed; of this dialect's form, no meaning."""
     native = request.native
-    if native is None or native.dialect == NAME or request.op == "count_tokens":
+    if native is None or native.dialect == NAME:
         unknown(request.params, model, drop := Drop(lenient=True))
         return Unsaid("", drop.preference)
     return parameters.unsaid(request, model, NAME, path, translated)
@@ -413,11 +413,12 @@ def _deltas(calls: object) -> list[JSON]:
 
 
 def _deployment(request: InferRequest, *, stream: bool) -> str:
+    plain = path(request, stream=stream)
     if request.op in endpoints.STORED:
-        return str(request.passed.path)
+        return plain
     if not request.model.strip("."):  # dots are path segments with a meaning, even if quoted
         raise ModelNotFound(f"no deployment is named {shown(request.model)}", param="model")
-    return f"/deployments/{quote(request.model, safe='')}{PATHS[request.op]}"
+    return f"/deployments/{quote(request.model, safe='')}{plain}"
 
 
 _AZURE = {"path": _deployment, "auth": lambda key: {"api-key": key}}
