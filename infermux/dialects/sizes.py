@@ -10,6 +10,7 @@ import math
 import re
 import struct
 from base64 import b64decode
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,8 @@ _LIMITS = {  # of the output, by format
     "responses": ("max_output_tokens",),
     "gemini": ("maxOutputTokens", "max_output_tokens"),  # in GOOGLE
 }
+_ANSWERS = ("n", "best_of", "candidateCount", "candidate_count")
+_MODES = ("modalities", "responseModalities", "response_modalities")
 _TEXTS = frozenset(("prompt", "input", "instructions", "system", "suffix"))
 # members whose objects may be media; all others are text, whatever they look like
 _CONTENT = frozenset(("content", "parts", "output", "functionResponse", "function_response"))
@@ -119,42 +122,41 @@ class Size:
 def size_of(body: JSON, form: str = "openai") -> Size:
     size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
     configs = [found for name in GOOGLE if (found := obj(body.get(name)))]
+    holders = [body, *configs]
     for members in (without(body, *GOOGLE), *configs):
         for name, value in members.items():
             if name in _TEXTS or isinstance(value, dict | list):
                 _walk([value] if name in _TEXTS else value, size, media=name in _TOP)
     _caches(body, size)
-    holders = configs if form == "gemini" else [body]
-    names = _LIMITS.get(form, _LIMITS["openai"])
-    named = [holder.get(name) for name in names for holder in holders]
-    given = [each for each in named if each is not None]
+    names, limited = _LIMITS.get(form, _LIMITS["openai"]), configs if form == "gemini" else [body]
+    given = _each(limited, names)
     limits = [limit for each in given if (limit := number(each))]  # some take 0 for none
     size.output = max(limits) if limits and len(limits) == len(given) else None
     if expected := body.get("prediction"):
         size.predicted = len(strict_json.encode(expected))
     for thoughts in (body.get("thinking_budget"), obj(body.get("reasoning")).get("max_tokens")):
         size.predicted += number(thoughts) or 0  # some vendors count them apart
-    wanted = [body.get("n"), body.get("best_of")]
-    for config in configs:
-        wanted += [config.get("candidateCount"), config.get("candidate_count")]
-    size.answers = max([1, *[each for value in wanted if (each := number(value))]])
+    size.answers = max([1, *[number(each) or 1 for each in _each(holders, _ANSWERS)]])
     prompts = body.get("prompt")
     if isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts):
         size.answers *= len(prompts)
-    size.unknown = size.unknown or any(body.get(name) for name in _STORED)
     thread = obj(body.get("thread"))  # of Anthropic's, begun or continued
     goes_on = bool(thread) and "create" not in (*thread, thread.get("type"))
-    size.unknown = size.unknown or goes_on or isinstance(body.get("prompt"), dict)
+    stored = goes_on or isinstance(prompts, dict) or any(body.get(name) for name in _STORED)
+    size.unknown = size.unknown or stored
     tier = body.get("service_tier") or body.get("serviceTier")
     size.tier = "fast" if body.get("speed") == "fast" else word(tier)
     size.geo = word(body.get("inference_geo"))
-    names = ("responseModalities", "response_modalities")
-    modes = [body.get("modalities"), *[each.get(name) for each in configs for name in names]]
-    said = str(modes).lower()
+    said = str(_each(holders, _MODES)).lower()
     size.speaks, size.draws = "audio" in said or bool(body.get("audio")), "image" in said
     _tools(body, size, form)
     _compacts(body, size)
     return size
+
+
+def _each(holders: list[JSON], names: Iterable[str]) -> list[Any]:
+    """Return what *holders* have under these names, but for null."""
+    return [value for each in holders for name in names if (value := each.get(name)) is not None]
 
 
 def fallbacks(body: JSON, form: str) -> list[str]:

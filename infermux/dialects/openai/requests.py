@@ -287,13 +287,12 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     if KEEPS_REASONING.search(request.model):
         keep = keep | {"reasoning_content"}
     messages: list[JSON] = []
-    taken, hoists, usual = call_ids(request.model), False, True
+    taken, hoists = call_ids(request.model), False
     for number, message in enumerate(request.messages):
         content = message.get("content")
         if len(message) == 2 and type(content) is str:  # a role and its text: the usual one
             messages.append(message)
             continue
-        usual = False
         new = message if keep.issuperset(message) else only(message, keep)
         if new is not message:
             hints(message, drop)
@@ -306,7 +305,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
         messages.append(new)
     if keep is not _MESSAGE:
         messages = [*map(_recalling, messages)]
-    if not usual and _needs_fitting(messages, taken, strict=False):
+    if _needs_fitting(messages, taken, strict=False):
         messages = [fitting.with_call_ids(message, taken) for message in messages]
     return hoisted(messages, results=True) if hoists else messages
 
