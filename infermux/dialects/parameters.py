@@ -81,6 +81,7 @@ def rows() -> Iterator[tuple[Kind, str, str]]:
         yield from ((kind, name, merged[name]) for name in sorted(merged))
 
 
+@cache
 def formats(parameter: str) -> list[str]:
     """Return the dialects whose format can express a parameter."""
     said = {name: import_module(f".{name}.requests", __package__).EXPRESSED for name in DIALECTS}

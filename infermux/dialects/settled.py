@@ -6,14 +6,14 @@ client and vendor have the same format, they are translated to that format and p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..protocol import CHAT, InferRequest, strict_json
 from ..types import JSON
 from . import Dialect, obj, only, without
-from .parameters import Drop, hint, kinds
+from .parameters import Drop, Kind, formats, hint, kinds
 from .sizes import GOOGLE, snake, with_fitting_thoughts
 
 _COMPLETIONS, _EMBEDDINGS = "completions", "embeddings"
@@ -24,7 +24,7 @@ _HOLDERS = (*GOOGLE, "reasoning", "text", "output_config")
 _OF_TOOLS = ("tool_choice", "parallel_tool_calls")  # vendors refuse them without tools
 # parameters of the client on which it depends how others are written
 _BESIDE = (*_LIMITS, "tools", *_OF_TOOLS)
-_TAKE_ANY = ("openai", "responses")  # formats in which vendors have parameters of their own
+_TAKE_ANY = {"openai", "responses"}  # formats in which vendors have parameters of their own
 
 
 class Forced(NamedTuple):
@@ -75,44 +75,47 @@ def placed(request: InferRequest, dialect: Dialect) -> InferRequest:
 
     What is left in `forced` belongs into the body as it is: a vendor's own parameters.
     """
-    request = _expressed(request, dialect)
-    forced, native = request.forced.params, request.native
+    raw = {name: each for name, each in request.forced.params.items() if _is_raw(name, dialect)}
+    request = _without(request, raw)
+    lost = [name for name in request.forced.params if _is_lost(name, request, dialect)]
+    lost += _disturbing(request, dialect, lost)
+    for name in lost:
+        hint(name, Drop.of(request))
+    request = _without(request, lost)
+    forced, native = request.forced.params | raw, request.native
     if native is not None and native.dialect == dialect.NAME:
         document = strict_json.document(strict_json.dumps(_with(request, forced, dialect)))
         return replace(request, native=native._replace(body=document), forced=None)
-    if dialect.NAME != "responses" and (dialect.NAME != "openai" or native is None):
-        return replace(request, forced=None)
-    own = without(forced, *kinds())
-    rest = Forced(own) if own else None
-    return replace(request, params=without(request.params, *own), forced=rest)
+    return replace(request, forced=Forced(raw) if raw else None)
 
 
-def _expressed(request: InferRequest, dialect: Dialect) -> InferRequest:
-    """Return *request* without the forced params that *dialect* cannot express, and report them.
+def _is_raw(name: str, dialect: Dialect) -> bool:
+    """Whether vendors of *dialect* get a parameter as it is: it is none of OpenAI's."""
+    meaning = kinds().get(name, Kind.MEANING) is Kind.MEANING
+    return dialect.NAME in _TAKE_ANY and meaning and not _TAKE_ANY.intersection(formats(name))
+
+
+def _without(request: InferRequest, names: Collection[str]) -> InferRequest:
+    forced = Forced(without(request.forced.params, *names), request.forced.defaults)
+    return replace(request, params=without(request.params, *names), forced=forced)
+
+
+def _is_lost(name: str, request: InferRequest, dialect: Dialect) -> bool:
+    """Whether *dialect* cannot express a forced param, and leaves it out.
 
     An override with a meaning is kept, and then causes an error; a default never does.
     """
-    drop, lost = Drop.of(request), list[str]()
-    for name, value in request.forced.params.items() if request.op == CHAT else ():
-        asked = InferRequest(request.model, params={name: value})
-        said = dialect.unsaid(asked, request.model)
-        raw = name not in kinds() and dialect.NAME in _TAKE_ANY
-        if said.preference or (said.meaning and not raw and name in request.forced.defaults):
-            lost.append(name)
-    lost += _disturbing(request, dialect, lost)
-    if not lost:
-        return request
-    for name in lost:
-        hint(name, drop)
-    forced = Forced(without(request.forced.params, *lost), request.forced.defaults)
-    return replace(request, params=without(request.params, *lost), forced=forced)
+    if request.op != CHAT:
+        return False
+    native = None if request.body_in(dialect.NAME) is not None else request.native
+    asked = InferRequest(request.model, params=only(request.params, (name,)), native=native)
+    said = dialect.unsaid(asked, request.model)
+    return said.preference or (bool(said.meaning) and name in request.forced.defaults)
 
 
 def _disturbing(request: InferRequest, dialect: Dialect, lost: Sequence[str]) -> list[str]:
-    """Return the defaults beside which *dialect* cannot express what the client has set."""
-    forced, model = request.forced, request.model
-    raw = forced.params.keys() - kinds().keys() if dialect.NAME in _TAKE_ANY else ()
-    params = without(request.params, *lost, *raw)
+    """Return the defaults that *dialect* cannot express beside what is set before them."""
+    forced, model, params = request.forced, request.model, without(request.params, *lost)
 
     def fails(given: Mapping[str, Any]) -> bool:
         said = dialect.unsaid(InferRequest(model, params=given), model)
@@ -126,7 +129,10 @@ def _disturbing(request: InferRequest, dialect: Dialect, lost: Sequence[str]) ->
         if name not in forced.defaults and not fails({name: value})
     }
     defaults = sorted(forced.defaults & params.keys()) if not fails(own) else ()
-    return [name for name in defaults if fails({**own, name: params[name]})]
+    for name in defaults:
+        if not fails(own | {name: params[name]}):
+            own[name] = params[name]
+    return [name for name in defaults if name not in own]
 
 
 def _with(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) -> JSON:

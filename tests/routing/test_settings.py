@@ -152,7 +152,8 @@ def test_params_are_said_in_the_format_of_the_target(client, dialect, tmp_path):
         found = build_router(
             f'[providers.v]\ntype = "{dialect}"\nbase_url = "{vendor.url}/v1"\napi_key = "env:K"\n'
             f'[models.x]\ntargets = "v/{model[dialect]}"\n'
-            'params = { temperature = 0.25, max_tokens = 77 }\noverride = { stop = ["END"] }\n',
+            'params = { temperature = 0.25, max_tokens = 77, inference_geo = "eu" }\n'
+            'override = { stop = ["END"] }\n',
             tmp_path,
         )
         path, body = CLIENTS[client]
@@ -160,6 +161,8 @@ def test_params_are_said_in_the_format_of_the_target(client, dialect, tmp_path):
         create_app(found).test_client().post(path, json=named)  # the answer is no use
         got = vendor.seen[-1].body
     limit = 50 if client == "anthropic" else 77
+    # none of OpenAI's: it goes to vendors of that format as it is
+    assert got.get("inference_geo") == (None if dialect == "gemini" else "eu")
     if dialect == "anthropic":
         assert (got["temperature"], got["max_tokens"]) == (0.25, limit)
         assert got["stop_sequences"] == ["END"] and "stop" not in got
@@ -237,6 +240,12 @@ CHOICE = 'params = { tool_choice = "auto", parallel_tool_calls = false }'
     [
         (HIGH, {}, {"thinking": THINKS | {"budget_tokens": 2500}}, None),  # below the limit
         (HIGH, {"temperature": 0.5}, {"temperature": 0.5}, "reasoning_effort"),
+        (
+            'params = { reasoning_effort = "high", temperature = 0.2 }',  # beside each other
+            {},
+            {"thinking": THINKS | {"budget_tokens": 2500}},
+            "temperature",
+        ),
         (
             "params = { temperature = 0.2, top_k = 3 }",
             {"thinking": THINKS},
