@@ -45,9 +45,9 @@ class BlockWriter:
     def drain(self, pieces: list[tuple[Key, JSON]], *, last: bool) -> bytes:
         """Write pieces: those of the open block, then one block after another."""
         written = self._ready(pieces)
-        while self._waiting and (last or self._may_open()):
+        while self.waiting and (last or self._may_open()):
             head = b"" if self._may_open() else self.close()
-            now, self._waiting = self._waiting, []
+            now, self.waiting = self.waiting, []
             written += head + self._ready(now)
         return written
 
@@ -55,11 +55,11 @@ class BlockWriter:
         """Write the pieces that may be written now; keep the others."""
         written = []
         for key, piece in pieces:
-            follows = not self._waiting and (key == CITED or self._may_open())
+            follows = not self.waiting and (key == CITED or self._may_open())
             if key == self.opened or follows:
                 written.append(self._write(key, piece))
             else:
-                self._waiting.append((key, piece))
+                self.waiting.append((key, piece))
         return b"".join(written)
 
     def close(self) -> bytes:

@@ -178,9 +178,9 @@ def _fitted(name: str) -> str:
 
 def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
     """Return messages in which each call has an id of its own, and its result has that."""
-    idents = [call.get("id") or "" for call in _calls(messages)]
+    idents = ["" if (own := call.get("id")) is None else own for call in _calls(messages)]
     if not all(isinstance(each, str) for each in idents):
-        raise must_be("tool_calls[].id", "a string")
+        raise must_be("messages[].tool_calls[].id", "a string")
     if len(set(idents)) == len(idents) and all(idents):
         return messages
     known = {""}

@@ -561,7 +561,10 @@ ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [
     [
         ("tools[0]", {"messages": HELLO, "tools": ["x"], "tool_choice": ALLOWED}),
         *(
-            ("tool_calls[].id", {"messages": [*HELLO, {"role": "assistant", "tool_calls": calls}]})
+            (
+                "messages[].tool_calls[].id",
+                {"messages": [*HELLO, {"role": "assistant", "tool_calls": calls}]},
+            )
             for calls in ([{"id": ["x"]}], [{"id": {"x": 1}}], [{"id": 5}, {"id": 5}])
         ),
     ],
