@@ -157,18 +157,14 @@ def _bodies(before: InferRequest, after: InferRequest, own: Native) -> Iterator[
         yield _spoken(before, own), _spoken(after, own)
     names = _changed(before, after)
     plain = {name for name in names if _is_own(name, before, own)}
-    if plain:
-        yield only(before.params, plain), only(after.params, plain)
-    if names - plain:
-        rest = names - plain
+    yield only(before.params, plain), only(after.params, plain)
+    if rest := names - plain:
         yield _settings(before, rest, own), _settings(after, rest, own)
 
 
 def _is_own(name: str, before: InferRequest, own: Native) -> bool:
-    if own.dialect == "openai":
-        return True
     value = own.body.value.get(name, _NOTHING)
-    return value is not _NOTHING and value == before.params.get(name)
+    return own.dialect == "openai" or bool(value == before.params.get(name))
 
 
 def _spoken(request: InferRequest, own: Native) -> JSON:
@@ -179,8 +175,7 @@ def _spoken(request: InferRequest, own: Native) -> JSON:
     if marked:  # else the first system message would become the instructions
         messages = [_MARK, *messages]
     body = _translated(replace(request, messages=messages, params={}, op=CHAT), own)
-    body.pop("instructions" if marked else "", None)
-    return only(body, _SPOKEN)
+    return without(only(body, _SPOKEN), *(("instructions",) if marked else ()))
 
 
 def _known(message: JSON) -> JSON:
@@ -201,10 +196,7 @@ def _known_part(part: JSON) -> JSON:
 def _settings(request: InferRequest, names: set[str], own: Native) -> JSON:
     messages = [{"role": "user", "content": "-"}] if request.op == CHAT else ()
     params = only(request.params, names)
-    body = _translated(replace(request, messages=messages, params=params), own)
-    for name in _SPOKEN:
-        body.pop(name, None)
-    return body
+    return without(_translated(replace(request, messages=messages, params=params), own), *_SPOKEN)
 
 
 def _translated(request: InferRequest, own: Native) -> JSON:
@@ -212,11 +204,8 @@ def _translated(request: InferRequest, own: Native) -> JSON:
     encode: Callable[..., bytes]
     encode = (module.Responses() if own.dialect == "responses" else module).encode_request
     bare = replace(request, native=None, lenient=True, dropped=[], cache_key="")
-    body: JSON = strict_json.loads(encode(bare, stream=False))
-    for name in ("model", "stream", "store", "include", "max_tokens"):
-        if name not in request.params:
-            body.pop(name, None)
-    return body
+    unasked = {"model", "stream", "store", "include", "max_tokens"} - request.params.keys()
+    return without(strict_json.loads(encode(bare, stream=False)), *unasked)
 
 
 # -- merging --
@@ -231,11 +220,8 @@ def merged(was: Any, now: Any, own: Any) -> Any:
     if isinstance(was, dict) and isinstance(now, dict) and isinstance(own, dict):
         value = {name: each for name, each in own.items() if name not in was or name in now}
         for name, new in now.items():
-            old = was.get(name, _NOTHING)
-            if old is _NOTHING or (old != new and name not in own):
-                value[name] = new
-            elif old != new:
-                value[name] = merged(old, new, own[name])
+            if (old := was.get(name, _NOTHING)) != new:
+                value[name] = merged(old, new, own.get(name, old))
         return value
     if isinstance(was, list) and isinstance(now, list) and isinstance(own, list):
         return _merged_list(was, now, own)

@@ -41,12 +41,9 @@ def as_seen(
     response: InferResponse, request: InferRequest, see: Callable[[InferResponse], InferResponse]
 ) -> InferResponse:
     """Return an object that a vendor has stored, as *see* returns it."""
-    native = response.native
-    body = strict_json.lenient(native[1]) if native is not None and native[1].strip() else None
-    if native is None or not isinstance(body, dict):
-        return response
-    items = _items(body)
-    if not items:
+    data = response.native[1] if response.native is not None else b""
+    body = members(strict_json.lenient(data)) if data.strip() else {}
+    if not (items := _items(body)):
         return response
     whole = strict_json.encode({**body, "status": "completed", _PLACE: items})
     read = Responses().decode_response(whole, replace(request, op=CHAT))

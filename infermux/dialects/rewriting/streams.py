@@ -110,17 +110,14 @@ class StreamRewriter:
         own = after
         for name in KINDS:
             old, new = getattr(before, name), getattr(after, name)
-            if old == new:
-                continue
             try:
                 known.replace(name, old, new)
             except CannotRewrite:
-                if old and self._repeats(body):
-                    continue  # what the deltas said is replaced below
-                if old:
-                    raise CannotRewrite from None
-                apart += self._words(_say(Chunk(), name, new))
-                own = _say(own, name, "")
+                if not old:
+                    apart += self._words(_say(Chunk(), name, new))
+                    own = _say(own, name, "")
+                elif not self._repeats(body):  # else what the deltas said is replaced below
+                    raise
         if list(before.tool_calls) != list(after.tool_calls):
             self._recall(body, known.calls(), before.tool_calls, after.tool_calls)
         if before.finish_reason != after.finish_reason and after.finish_reason:
