@@ -252,6 +252,7 @@ _GOOGLE = frozenset(
         "type",
     }
 )
+_LEAF = _GOOGLE - _HOLDERS - {"format"}
 _READ = _GOOGLE | {"const"}
 _GOOGLE_FORMATS = frozenset(
     {"date", "date-time", "double", "enum", "float", "int32", "int64", "time"}
@@ -278,6 +279,8 @@ class _Google:
         self._left -= 1
         if not isinstance(schema, dict):
             return {}  # true and false allow anything, or nothing
+        if schema.keys() <= _LEAF:  # most are
+            return schema
         if isinstance(ref := schema.get("$ref"), str):
             if ref in path or self._left <= 0:
                 return {"type": "object"}

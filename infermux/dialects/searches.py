@@ -97,7 +97,7 @@ def moved(request: InferRequest, write: Callable[[Search], JSON | None]) -> Move
 
 def _is_search(tool: object) -> bool:
     kind = members(tool).get("type")
-    return kind != "function" and isinstance(kind, str) and _TYPE.fullmatch(kind) is not None
+    return isinstance(kind, str) and _TYPE.fullmatch(kind) is not None
 
 
 def _names(choice: object, tool: JSON) -> bool:
