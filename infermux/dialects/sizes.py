@@ -18,6 +18,7 @@ from ..protocol import strict_json
 from ..types import JSON
 from . import given, listed, without, word
 from . import members as obj
+from .citations import data_uri
 
 MIN_THINKING_BUDGET = 1024  # tokens, of Anthropic's
 MIN_OUTPUT = 16  # tokens; OpenAI's Responses refuse a lower limit
@@ -258,7 +259,7 @@ def _walk(value: Any, size: Size, *, media: bool) -> None:
         for name, each in value.items():
             if name not in _FRAME:
                 size.tokens += len(name.encode(errors="replace")) + 1
-            if name not in ("role", "type") or not isinstance(each, str):
+            if each is not None and (name not in ("role", "type") or not isinstance(each, str)):
                 _walk(each, size, media=name in _CONTENT)
 
 
@@ -313,9 +314,8 @@ def _file(part: JSON, size: Size) -> None:
         _walk(without(held, *_DATA), size, media=False)
     data = word(held.get("file_data")) or word(held.get("data")) or word(held.get("url"))
     mime = word(held.get("media_type"))
-    if data.startswith("data:"):
-        head, _, data = data.partition(",")
-        mime = head[5:].partition(";")[0]
+    if inline := data_uri(data):
+        mime, data = inline
     elif "://" in data:
         data = ""
     _add(mime, data, size)
