@@ -103,7 +103,7 @@ def image(media: object, data: object) -> list[JSON]:
     """Return the image with this type and base64, in a list; [] if it is none."""
     if not isinstance(data, str) or not data or not str(media).startswith("image/"):
         return []
-    return [{"type": "image_url", "image_url": {"url": f"data:{media};base64,{data}"}}]
+    return images([{"image_url": {"url": f"data:{media};base64,{data}"}}])
 
 
 def images(found: object) -> list[JSON]:

@@ -124,8 +124,8 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in given(request.params).items():
         if name == "tools":
-            tools = objects(value, "tools")
-            body["tools"] = [_tool(tool, drop) for tool in tools if _is_function(tool, drop)]
+            tools = (_tool(tool, drop) for tool in objects(value, "tools"))
+            body["tools"] = [tool for tool in tools if tool]
         elif name in LIMITS and (limit := limit_name(name, request.model)) != name:
             body.setdefault(limit, value)
         elif name == "reasoning_effort":
@@ -332,14 +332,10 @@ def named(file: Any) -> JSON:
     return {"filename": "document.pdf"} | obj(file) if obj(file).get("file_data") else obj(file)
 
 
-def _is_function(tool: JSON, drop: Drop) -> bool:
-    if tool.get("type") in ("function", "custom"):
-        return True
-    leave_out(tool, NAME, drop)
-    return False
-
-
-def _tool(tool: JSON, drop: Drop) -> JSON:
+def _tool(tool: JSON, drop: Drop) -> JSON | None:
+    if tool.get("type") not in ("function", "custom"):
+        leave_out(tool, NAME, drop)
+        return None
     new, function = tool, obj(tool.get("function") or {})
     if not _TOOL.issuperset(tool):
         new = only(tool, _TOOL)
