@@ -16,6 +16,8 @@ import pytest
 from support import places, with_odd
 
 from infermux import errors
+from infermux.dialects.anthropic import downstream as messages
+from infermux.dialects.anthropic.stream import Encoder as Writer
 from infermux.dialects.blocks import whole
 from infermux.dialects.openai import downstream
 from infermux.dialects.openai import upstream as openai
@@ -867,6 +869,7 @@ def check_typed(response: InferResponse) -> None:
             )
     strict_json.encode(response.to_dict())
     strict_json.encode(downstream.encode_response(response, created=0))
+    strict_json.encode(messages.encode_response(response))
 
 
 @pytest.mark.parametrize(
@@ -916,9 +919,22 @@ def test_an_odd_value_anywhere_in_a_stream_is_nonsense_or_understood(
                 check_folds(chunks, at, odd)
 
 
+@pytest.mark.parametrize("odd", [{"text": True}, {"signature": 1}, {"data": []}, {"index": [0]}])
+def test_odd_details_of_thoughts_are_nonsense(odd: dict[str, Any]) -> None:
+    details = {"reasoning_details": [{"type": "reasoning.text", "text": "Hm"} | odd]}
+    event = strict_json.encode({"choices": [{"index": 0, "delta": details}]})
+    with pytest.raises(ValueError, match=r"expected a|a token count"):
+        list(openai.decode_events([Event(event)], ASKED))
+    whole = strict_json.encode({"choices": [{"message": {"content": "a"} | details}]})
+    with pytest.raises(ValueError, match=r"expected a|a token count"):
+        openai.decode_response(whole, ASKED)
+
+
 def check_folds(chunks: list[Any], at: tuple[Any, ...], odd: Any) -> None:
     """What the dialect has let through must be good for everything that follows it."""
     try:
         check_typed(folded(iter(chunks)))
+        writer = Writer(model="m", ident="msg_1", native=False)
+        assert b"".join(map(writer.encode, chunks)) + writer.end({}, None)
     except Exception as error:
         pytest.fail(f"{error!r} for {odd!r:.40} at {at}")

@@ -193,7 +193,7 @@ def _read(body: JSON, choice: JSON, said: JSON, **fields: Any) -> Chunk:
         _deltas(said.get("tool_calls")),
         finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
         usage_of(usage, body.get("service_tier")) if usage else None,
-        details=items(said.get("reasoning_details")),
+        details=_details(said.get("reasoning_details")),
         model=text(body.get("model")) or None,
         id=text(body.get("id")) or None,
         function_call=_legacy(said),
@@ -201,6 +201,14 @@ def _read(body: JSON, choice: JSON, said: JSON, **fields: Any) -> Chunk:
         images=images(said.get("images")),
         **fields,
     )
+
+
+def _details(value: object) -> list[JSON]:
+    for detail in (found := items(value)):
+        count(detail.get("index"))
+        for name in ("text", "signature", "data"):
+            text(detail.get(name))
+    return found
 
 
 def _said(choice: JSON) -> str:
