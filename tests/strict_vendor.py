@@ -375,7 +375,10 @@ def chat(body: JSON) -> Asked:
             "Invalid id: string too long. Expected a string with maximum length 40: {}",
         )
     recalls = model.startswith(("deepseek", "kimi"))
-    _check_chat_messages(body.get("messages"), re.compile(ids), say, recalls=recalls)
+    strings = model.startswith("deepseek")
+    _check_chat_messages(
+        body.get("messages"), re.compile(ids), say, recalls=recalls, strings=strings
+    )
     offered = [_chat_tool(tool, number) for number, tool in enumerate(tools)]
     form, schema = body.get("response_format") or {}, None
     if form.get("type") == "json_schema":
@@ -476,7 +479,7 @@ def check_effort(model: str, body: JSON, effort: str | None) -> None:
 
 
 def _check_chat_messages(
-    messages: Any, ids: re.Pattern[str], say: str, *, recalls: bool = False
+    messages: Any, ids: re.Pattern[str], say: str, *, recalls: bool, strings: bool
 ) -> None:
     if not isinstance(messages, list) or not messages:
         raise Refused("Invalid 'messages': empty array.", "empty_array", "messages")
@@ -486,6 +489,8 @@ def _check_chat_messages(
         if role not in MESSAGES:
             raise Refused(f"Invalid value: '{role}'.", "invalid_value", f"{place}.role")
         known(message, MESSAGES[role] | ({"reasoning_content"} if recalls else set()), place)
+        if strings and isinstance(message.get("content"), list):
+            raise Refused(f"{place}: invalid type: sequence, expected a string")
         if recalls and message.get("tool_calls") and not message.get("reasoning_content"):
             raise Refused(f"reasoning_content is missing in assistant tool call message at {place}")
         if waiting and role != "tool":

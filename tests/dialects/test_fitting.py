@@ -552,6 +552,20 @@ def test_allowed_tools_of_a_chat_client_are_those_that_are_sent(mode, names):
     assert [each["name"] for each in declared["functionDeclarations"]] == found
 
 
+@pytest.mark.parametrize(("model", "joined"), [("deepseek-v4-pro", True), ("gpt-4o", False)])
+def test_deepseek_gets_texts_in_parts_as_one(model, joined):
+    parts = [{"type": "text", "text": text} for text in ("a", "b")]
+    drawn = [*parts, {"type": "image_url", "image_url": {"url": "https://x/y.png"}}]
+    body = {"messages": [{"role": "user", "content": each} for each in (parts, drawn, "c")]}
+    own = openai.encode_request(
+        chat.decode_request(strict_json.document(json.dumps({"model": model} | body)))[0],
+        stream=False,
+    )
+    for sent in (json.loads(own), sent_to(openai, model, body)):
+        contents = [each["content"] for each in sent["messages"]]
+        assert contents == ["a\n\nb" if joined else parts, drawn, "c"]
+
+
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}
 
 

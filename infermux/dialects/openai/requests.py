@@ -42,7 +42,7 @@ _TOOL = frozenset({"type", "function", "custom"})
 _CALL = _TOOL | {"id"}
 _TEXT = {"type", "text"}  # the members of a usual part
 COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
-_DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these ignore max_completion_tokens
+_DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these ignore max_completion_tokens, refuse parts
 # These models refuse a tool turn without its reasoning.
 KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
 _THINKS = re.compile(r"deepseek-v\d|kimi-k", re.I)  # unless told not to
@@ -213,9 +213,10 @@ def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "")
     messages, taken = body.get("messages"), call_ids(model)
     if not isinstance(messages, list):
         return new
-    recalled = [*map(_recalling, messages)] if _THINKS.search(model) else messages
-    if recalled != messages:
-        new["messages"] = messages = recalled
+    fits = [*map(_recalling, messages)] if _THINKS.search(model) else messages
+    fits = [*map(_worded, fits)] if _DEEPSEEK.match(model) else fits
+    if fits != messages:
+        new["messages"] = messages = fits
     strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
     tools = body.get("tools") if strict else None
     if isinstance(tools, list) and _are_marked(tools):
@@ -307,7 +308,16 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
         messages = [*map(_recalling, messages)]
     if _needs_fitting(messages, taken, strict=False):
         messages = [fitting.with_call_ids(message, taken) for message in messages]
-    return hoisted(messages, results=True) if hoists else messages
+    messages = hoisted(messages, results=True) if hoists else messages
+    return [*map(_worded, messages)] if _DEEPSEEK.match(request.model) else messages
+
+
+def _worded(message: JSON) -> JSON:
+    """Return a message with its parts as one text, if all are texts."""
+    parts = message.get("content")
+    if not isinstance(parts, list) or any(part.get("type") != "text" for part in parts):
+        return message
+    return message | {"content": "\n\n".join([part["text"] for part in parts])}
 
 
 def _recalling(message: JSON) -> JSON:
