@@ -21,6 +21,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import itertools
 import json
 import re
 import sys
@@ -379,6 +380,8 @@ def chat(body: JSON) -> Asked:
     _check_chat_messages(
         body.get("messages"), re.compile(ids), say, recalls=recalls, strings=strings
     )
+    if "9" in ids:
+        _check_order(body["messages"])
     offered = [_chat_tool(tool, number) for number, tool in enumerate(tools)]
     form, schema = body.get("response_format") or {}, None
     if form.get("type") == "json_schema":
@@ -488,7 +491,8 @@ def _check_chat_messages(
         place, role = f"messages[{number}]", message.get("role")
         if role not in MESSAGES:
             raise Refused(f"Invalid value: '{role}'.", "invalid_value", f"{place}.role")
-        known(message, MESSAGES[role] | ({"reasoning_content"} if recalls else set()), place)
+        own = {"reasoning_content"} if recalls else {"prefix"} if "9" in ids.pattern else set()
+        known(message, MESSAGES[role] | own, place)
         if strings and isinstance(message.get("content"), list):
             raise Refused(f"{place}: invalid type: sequence, expected a string")
         if recalls and message.get("tool_calls") and not message.get("reasoning_content"):
@@ -509,6 +513,21 @@ def _check_chat_messages(
             waiting.add(call["id"])
     if waiting:
         raise _unanswered(waiting)
+
+
+def _check_order(messages: list[JSON]) -> None:
+    """Mistral's rules of which role may follow which, and be last."""
+    follow = {
+        "system": ("user", "assistant", "system"),
+        "user": ("assistant", "system", "user"),
+        "assistant": ("assistant", "user", "tool"),
+        "tool": ("assistant", "tool"),
+    }
+    for one, other in itertools.pairwise(message["role"] for message in messages):
+        if other not in follow.get(one, ()):
+            raise Refused(f"Unexpected role '{other}' after role '{one}'")
+    if messages[-1]["role"] in ("system", "assistant") and not messages[-1].get("prefix"):
+        raise Refused("Expected last role User or Tool (or Assistant with prefix True) for serving")
 
 
 def _unanswered(waiting: set[str]) -> Refused:

@@ -504,6 +504,34 @@ def test_calls_of_others_have_a_thought_where_the_model_wants_one(front, vendor,
     assert vendor.refused == []
 
 
+def test_mistral_gets_its_own_order_of_roles(front, vendor):
+    """A user's words after results, an order of a later system, and an answer that is begun."""
+    result = {"type": "tool_result", "tool_use_id": "u", "content": "sunny"}
+    turns = [
+        HI,
+        {"role": "assistant", "content": [USED]},
+        {"role": "user", "content": [result, {"type": "text", "text": "And tomorrow?"}]},
+        {"role": "assistant", "content": "Rain."},
+        {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": "Well,"},
+    ]
+    body = {"model": "chat/mistral-large-latest", "messages": turns, "max_tokens": 50}
+    vendor.seen.clear()
+    assert front.ask("/v1/messages", body).status == 200 and vendor.refused == []
+    sent = vendor.seen[0].body["messages"]
+    assert [each["role"] for each in sent] == [
+        *("user", "assistant", "tool", "assistant", "user", "assistant", "user", "assistant"),
+    ]
+    assert (sent[6]["content"], sent[7]["content"], sent[7]["prefix"]) == (
+        "Be brief.",
+        "Well,",
+        True,
+    )
+    own = [*sent[:3], {"role": "user", "content": "Thanks"}]
+    assert front.ask("/v1/chat/completions", body | {"messages": own}).status == 200
+    assert [each["role"] for each in vendor.seen[1].body["messages"]][3:] == ["assistant", "user"]
+
+
 @pytest.mark.parametrize("case", ODD)
 def test_a_conversation_that_another_vendor_took_goes_on_at_each(front, vendor, case):
     door, turns, held = ODD[case]

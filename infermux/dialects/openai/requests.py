@@ -214,7 +214,7 @@ def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "")
     if not isinstance(messages, list):
         return new
     fits = [*map(_recalling, messages)] if _THINKS.search(model) else messages
-    fits = [*map(_worded, fits)] if _DEEPSEEK.match(model) else fits
+    fits = _taken(fits, model)
     if fits != messages:
         new["messages"] = messages = fits
     strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
@@ -309,7 +309,35 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     if _needs_fitting(messages, taken, strict=False):
         messages = [fitting.with_call_ids(message, taken) for message in messages]
     messages = hoisted(messages, results=True) if hoists else messages
-    return [*map(_worded, messages)] if _DEEPSEEK.match(request.model) else messages
+    return _taken(messages, request.model)
+
+
+def _taken(messages: list[JSON], model: str) -> list[JSON]:
+    """Return messages as the model's vendor takes them: DeepSeek no parts, Mistral some orders."""
+    if _DEEPSEEK.match(model):
+        return [*map(_worded, messages)]
+    return _ordered(messages, model) if _MISTRAL.match(model) else messages
+
+
+def _ordered(messages: list[JSON], model: str) -> list[JSON]:
+    """Return messages in an order of Mistral's, whose user does not follow a tool.
+
+    Its system does not follow others than the user; its assistant is last to go on with its words.
+    """
+    found: list[JSON] = []
+    before = ""
+    for message in messages:
+        if before in ("assistant", "tool") and message["role"] in ("system", "developer"):
+            message = message | {"role": "user"}
+        if before == "tool" and message["role"] == "user":
+            found.append(_HEARD)
+        found.append(message)
+        before = message["role"]
+    goes_on = before == "assistant" and not found[-1].get("tool_calls") and "/" not in model
+    return [*found[:-1], found[-1] | {"prefix": True}] if goes_on else found
+
+
+_HEARD = {"role": "assistant", "content": "OK."}
 
 
 def _worded(message: JSON) -> JSON:
