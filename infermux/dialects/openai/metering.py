@@ -27,8 +27,7 @@ def usage_of(found: JSON, request: InferRequest, items: int = 0) -> Usage:
     if "input_token_details" in told:  # of transcriptions
         told = {"input_tokens_details": told["input_token_details"]} | told
     usage = _tokens(told) or Usage(cost_usd=vendor_cost(told))
-    # some prices are those of an image, or of a second
-    fees = _searches(found) if op == "rerank" else _units(found, request, items)
+    fees = _units(found, request, items)
     if usage.input_tokens is None:
         cost = usage.cost_usd
         return Usage(0, 0, fees=fees, cost_usd=cost) if fees else asked(request, cost)
@@ -76,6 +75,7 @@ def _tokens(told: object) -> Usage | None:
 
 
 def _units(found: JSON, request: InferRequest, items: int) -> tuple[tuple[str, int], ...]:
+    """Return what is billed by number: some prices are those of an image, or of a second."""
     op, params = request.op, request.params
     if op == "audio/speech":
         said = params.get("input")
@@ -85,15 +85,13 @@ def _units(found: JSON, request: InferRequest, items: int) -> tuple[tuple[str, i
         told = (usage.get("seconds"), usage.get("prompt_audio_seconds"), found.get("duration"))
         seconds = next((each for value in told if (each := number(value)) is not None), None)
         return (("seconds", min(seconds, MAX_UNITS)),) if seconds is not None else ()
+    if op == "rerank":
+        billed = members(members(found.get("meta")).get("billed_units"))
+        units = number(billed.get("search_units"))
+        return (("searches", units),) if units else ()
     if op.startswith("images/") and items:
         return (("images", items),)
     return ()
-
-
-def _searches(found: JSON) -> tuple[tuple[str, int], ...]:
-    told = members(members(found.get("meta")).get("billed_units"))
-    units = number(told.get("search_units"))
-    return (("searches", units),) if units else ()
 
 
 def _svg(found: JSON) -> tuple[tuple[str, Usage], ...]:

@@ -118,7 +118,10 @@ def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
+    """Return the body, which is still to be `fitted`; add to *drop* what is left out.
+
+    Raise RequestError for what must not be.
+    """
     search = moved(request, lambda found: of_chat(found, request.model))
     request = with_functions(asking(search.request, drop), NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
@@ -126,12 +129,8 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         if name == "tools":
             tools = (_tool(tool, drop) for tool in objects(value, "tools"))
             body["tools"] = [tool for tool in tools if tool]
-        elif name in LIMITS and (limit := limit_name(name, request.model)) != name:
-            body.setdefault(limit, value)
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
-        elif name in NAMES and isinstance(value, str):
-            body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
         elif name != "stream_options" and not is_neutral(name, value):
@@ -214,18 +213,16 @@ def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "")
     if not isinstance(messages, list):
         return new
     fits = [*map(_recalling, messages)] if _THINKS.search(model) else messages
-    fits = _taken(fits, model)
-    if fits != messages:
-        new["messages"] = messages = fits
     strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
     tools = body.get("tools") if strict else None
     if isinstance(tools, list) and _are_marked(tools):
         new["tools"] = [_unmarked(tool, drop) for tool in tools]
-    if not _needs_fitting(messages, taken, strict=strict):
-        return new
-    if strict:
-        messages = hoisted((_native(message, drop) for message in messages), results=True)
-    return new | {"messages": [fitting.with_call_ids(message, taken) for message in messages]}
+    if _needs_fitting(fits, taken, strict=strict):
+        if strict:
+            fits = hoisted((_native(message, drop) for message in fits), results=True)
+        fits = [fitting.with_call_ids(message, taken) for message in fits]
+    fits = _taken(fits, model)
+    return new if fits == messages else new | {"messages": fits}
 
 
 def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool) -> bool:
@@ -288,7 +285,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     if KEEPS_REASONING.search(request.model):
         keep = keep | {"reasoning_content"}
     messages: list[JSON] = []
-    taken, hoists = call_ids(request.model), False
+    hoists = False
     for number, message in enumerate(request.messages):
         content = message.get("content")
         if len(message) == 2 and type(content) is str:  # a role and its text: the usual one
@@ -306,38 +303,30 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
         messages.append(new)
     if keep is not _MESSAGE:
         messages = [*map(_recalling, messages)]
-    if _needs_fitting(messages, taken, strict=False):
-        messages = [fitting.with_call_ids(message, taken) for message in messages]
-    messages = hoisted(messages, results=True) if hoists else messages
-    return _taken(messages, request.model)
+    return hoisted(messages, results=True) if hoists else messages
 
 
 def _taken(messages: list[JSON], model: str) -> list[JSON]:
-    """Return messages as the model's vendor takes them: DeepSeek no parts, Mistral some orders."""
+    """Return messages as DeepSeek and Mistral take them, if the model is theirs.
+
+    At Mistral no user follows a tool, no system the assistant, and who is last there goes on.
+    """
     if _DEEPSEEK.match(model):
         return [*map(_worded, messages)]
-    return _ordered(messages, model) if _MISTRAL.match(model) else messages
-
-
-def _ordered(messages: list[JSON], model: str) -> list[JSON]:
-    """Return messages in an order of Mistral's, whose user does not follow a tool.
-
-    Its system does not follow others than the user; its assistant is last to go on with its words.
-    """
+    if not _MISTRAL.match(model):
+        return messages
     found: list[JSON] = []
     before = ""
     for message in messages:
         if before in ("assistant", "tool") and message["role"] in ("system", "developer"):
             message = message | {"role": "user"}
         if before == "tool" and message["role"] == "user":
-            found.append(_HEARD)
+            found.append({"role": "assistant", "content": "OK."})
         found.append(message)
         before = message["role"]
-    goes_on = before == "assistant" and not found[-1].get("tool_calls") and "/" not in model
-    return [*found[:-1], found[-1] | {"prefix": True}] if goes_on else found
-
-
-_HEARD = {"role": "assistant", "content": "OK."}
+    if before == "assistant" and not found[-1].get("tool_calls") and "/" not in model:
+        found[-1] = found[-1] | {"prefix": True}
+    return found
 
 
 def _worded(message: JSON) -> JSON:

@@ -45,7 +45,6 @@ from .requests import (
     LIMITS,
     embedding,
     fitted,
-    fitted_names,
     limit_name,
     refused,
     translated,
@@ -89,16 +88,8 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
         hint(name, drop)
     if request.op == CHAT:
         out += unknown(request.params, request.model, drop)
-    if own is None and request.native is not None:
-        if request.op == "embeddings":
-            body = embedding(request, drop)
-        else:
-            body = translated(request, drop)
-            body |= fitted_names(body, request.model, request.cache_key)
-        new: JSON = _STREAMED if stream else {}
-    else:
-        body = own.value if own is not None else _plain(request, stream=stream)
-        new = _changes(body, request, drop, out, stream=stream)
+    body = own.value if own is not None else _written(request, drop, stream=stream)
+    new = _changes(body, request, drop, out, stream=stream)
     if own is not None and not out:
         return own.replaced(new)
     return request.encode((without(body, *out) if out else body) | new)
@@ -113,14 +104,14 @@ def unsaid(request: InferRequest, model: str) -> Unsaid:
     return parameters.unsaid(request, model, NAME, path, translated)
 
 
-_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
-
-
-def _plain(request: InferRequest, *, stream: bool) -> JSON:
-    """Return the body of a request that has this form itself: of the library, or of MIST."""
-    messages = {"messages": list(request.messages)} if request.op == CHAT else {}
-    streamed = {"stream": True} if stream else {}
-    return {"model": request.model, **messages, **request.params, **streamed}
+def _written(request: InferRequest, drop: Drop, *, stream: bool) -> JSON:
+    """Return the body of a request in another format, or without one: that has this form itself."""
+    if request.native is None:
+        messages = {"messages": list(request.messages)} if request.op == CHAT else {}
+        body = {"model": request.model, **messages, **request.params}
+    else:
+        body = (embedding if request.op == "embeddings" else translated)(request, drop)
+    return body | ({"stream": True} if stream else {})
 
 
 def _changes(

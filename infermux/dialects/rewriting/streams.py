@@ -104,7 +104,7 @@ class StreamRewriter:
         """Return the event of a chunk as changed, with what does not fit into it before it."""
         if before[_BESIDE] != after[_BESIDE]:
             raise CannotRewrite
-        body, kind = _body(before), self._kind(before)
+        body = _body(before)
         known = Places(self._dialect, body)
         apart: list[Chunk] = []
         own = after
@@ -126,8 +126,9 @@ class StreamRewriter:
         unsigned = self._unsign(body, before.reasoning != after.reasoning)
         sent = before if before is after and not unsigned else _with(own, body)
         sent = self._renewed(sent)
-        if kind is not None:
-            self._last[kind] = sent
+        kinds = [kind for kind in KINDS if getattr(before, kind)]
+        if len(kinds) == 1 and not (before.finish_reason or before.tool_calls):
+            self._last[kinds[0]] = sent  # an event of words alone
         held, self._held = self._held, []
         return [*apart, *map(self._renewed, held), sent]
 
@@ -142,13 +143,6 @@ class StreamRewriter:
             return False
         delta["signature"] = ""
         return True
-
-    def _kind(self, chunk: Chunk) -> str | None:
-        """Return the kind of the words of an event that has nothing else."""
-        if chunk.finish_reason or chunk.tool_calls:
-            return None
-        kinds = [kind for kind in KINDS if getattr(chunk, kind)]
-        return kinds[0] if len(kinds) == 1 else None
 
     def _words(self, chunk: Chunk) -> list[Chunk]:
         """Return events for words that have none; raise CannotRewrite if the format needs one."""
