@@ -46,7 +46,7 @@ class Taken(NamedTuple):
 
     pico: int  # spent and held, less what an operator has forgiven and added
     warned_ms: int
-    raised: int = 0  # by which the limit is higher in this period
+    raised: int  # by which the limit is higher in this period
 
 
 def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:
@@ -72,14 +72,16 @@ def decide(
     taken: Mapping[str, Taken],
     rules: Rules,
 ) -> Hold | Refused:
-    """Return the hold, with what is exceeded; or which budget refuses.
+    """Return the hold, with what is exceeded and what is left; or which budget refuses.
 
     *amounts* are what each budget is to hold more; *taken* is by the budgets' owners.
     """
-    over = hold.over
-    warn: list[Budget] = []
+    over, warn, known = hold.over, list[Budget](), list[tuple[Budget, int, int]]()
     for budget, pico in amounts:
         found, warns = taken[budget.owner], budget.then == "warn"
+        known.append(
+            (budget, budget.limit_pico + found.raised, budget.limit_pico - found.pico - pico)
+        )
         if found.pico + pico <= min(budget.limit_pico, MAX_SPENT):
             continue
         # a cheaper model that one budget has chosen does not lift the limit of another
@@ -89,7 +91,7 @@ def decide(
         over = True
         if warns and found.warned_ms <= ms(rules.at) - WARN_MS:
             warn.append(budget)
-    return hold._replace(over=over, warn=tuple(warn)) if over else hold
+    return hold._replace(over=over, warn=tuple(warn), known=min(known, key=lambda each: each[2]))
 
 
 def slots(budget: Budget, at: float, zone: tzinfo) -> tuple[int, int]:

@@ -331,6 +331,17 @@ def test_an_operator_raises_and_resets_a_budget_and_the_calls_stay(backend: Any)
         assert problems(ledger) == []
 
 
+def test_a_reset_forgives_what_lost_calls_have_spent(backend: Any) -> None:
+    """What is shown as spent, also where no service has looked for such calls."""
+    daily = Budget("web", 1000, "day")
+    with closing(backend.make(BEFORE)) as ledger:
+        ledger.reserve(daily, 900, call_id="killed", at=NOON, lease=60)
+        assert ledger.spent(daily, NOON + 60) == (900, 0)
+        assert ledger.adjust(daily, None, NOON + 60).pico == 900
+        assert ledger.spent(daily, NOON + 60) == (0, 0)
+        assert [record.call.status for record in ledger.rows()] == ["lost"]
+
+
 # -- time zones ------------------------------------------------------------------------------------
 
 

@@ -197,6 +197,7 @@ class PostgresLedger(Ledger):
         return self._database.run(lambda link: made.states(link, budgets, now))
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
+        self.lose(at)  # what is shown as spent can be forgiven
         return self._reservations().adjust(budget, more, self._time(at))
 
     def lose(self, now: float) -> None:

@@ -7,7 +7,7 @@ callers, rolled, holds, calls, attempts, plans, sums, budgets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import tzinfo
 from itertools import count
 from typing import Any
@@ -43,7 +43,7 @@ _USED = "spent::numeric + held - waived - raised"
 _INTO_HOLDS = "INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)"
 _TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
         WHERE owner = $2 AND period = $3 AND {_USED} + $4::bigint <= $5::numeric
-        RETURNING raised, spent::numeric + held - waived, owner),
+        RETURNING owner, {_USED} - $4 AS used, warned_ms, raised),
     added AS ({_INTO_HOLDS}
         SELECT $1::text, $2, $3, $4, $6::bigint, $7::bigint, $8::text FROM taken)
     SELECT * FROM taken"""
@@ -53,11 +53,11 @@ _TAKE_ALL = f"""WITH wanted AS (
         WHERE {_USED} + %s::numeric <= most),
     taken AS (UPDATE budgets AS b SET held = b.held + %s::bigint FROM wanted AS w, fits
         WHERE fits.n = %s AND b.owner = w.owner AND b.period = w.period
-        RETURNING b.raised, b.spent::numeric + b.held - b.waived, b.owner, b.period),
+        RETURNING b.owner, b.period),
     added AS ({_INTO_HOLDS}
         SELECT %s::text, owner, period, %s::bigint, %s::bigint, %s::bigint, %s::text FROM taken)
-    SELECT * FROM taken"""
-_ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
+    SELECT 1 FROM taken"""
+_ROWS = f"""SELECT b.owner, {_USED}, b.warned_ms, b.raised
     FROM budgets AS b {_WANTED} ORDER BY b.owner, b.period"""
 _LOCKED_ROWS = f"{_ROWS} FOR UPDATE OF b"
 _OPEN: Statement = ("BEGIN", ())
@@ -126,20 +126,28 @@ class Reservations:
                 return hold
             raise ValueError(f"call {hold.call_id!r} has a hold already") from None
 
-    def _took(self, link: Link, hold: Hold, rules: Rules) -> Hold | None:
-        """Reserve by one conditional statement; with several budgets, lock the rows first."""
-        budget, zone = hold.budget, self._zone
+    def _took(self, link: Link, hold: Hold, rules: Rules) -> Hold | Refused | None:
+        """Reserve by one conditional statement; with several budgets, lock the rows first.
+
+        Return None if a period has not begun, or has too little left.
+        """
+        budget, pico, zone = hold.budget, hold.pico, self._zone
         times = (ms(hold.at), ms(rules.expires), hold.about)
         if not budget.also:  # the usual case
-            key, limit = budget.key(hold.at, zone), budget.limit_pico
-            row = (hold.call_id, budget.owner, key, hold.pico, limit, *times)
+            key, limit = budget.key(hold.at, zone), min(budget.limit_pico, MAX_SPENT)
+            row = (hold.call_id, budget.owner, key, pico, limit, *times)
             [rows] = run(link, [(_TAKE, row)])
+            took = rows
         else:
             keys = self._columns(budget.all, hold.at)
-            limits = [each.limit_pico for each in budget.all]
-            take = (*keys, limits, hold.pico, hold.pico, len(limits), hold.call_id, hold.pico)
-            _, rows = run(link, [(_LOCKED_ROWS, keys), (_TAKE_ALL, (*take, *times))])
-        return hold._replace(known=_known(budget, rows)) if rows else None
+            limits = [min(each.limit_pico, MAX_SPENT) for each in budget.all]
+            take = (*keys, limits, pico, pico, len(limits), hold.call_id, pico, *times)
+            rows, took = run(link, [(_LOCKED_ROWS, keys), (_TAKE_ALL, take)])
+        return self._decision(hold, rows, rules) if took else None
+
+    def _decision(self, hold: Hold, rows: Rows, rules: Rules) -> Hold | Refused:
+        amounts = [(each, hold.pico) for each in hold.budget.all]
+        return decide(hold, amounts, _taken(rows, hold.budget.all), rules)
 
     def _decided(self, link: Link, hold: Hold, rules: Rules) -> Hold | Refused:
         """Begin periods and reserve again; else check each limit, with the rows locked."""
@@ -151,18 +159,45 @@ class Reservations:
             if (took := self._took(link, hold, rules)) is not None:
                 return took
             [rows] = run(link, [(_ROWS, asked)])
-        amounts = [(each, hold.pico) for each in budgets]
-        found = decide(hold, amounts, _taken(rows, budgets), rules)
-        if isinstance(found, Refused):
-            return found
+        if isinstance(refused := self._decision(hold, rows, rules), Refused):
+            return refused  # without a lock
         _, rows = run(link, [_OPEN, (_LOCKED_ROWS, asked)])
-        found = decide(hold, amounts, _taken(rows, budgets), rules)
-        changed = list[Statement]()
+        return self._granted(link, hold, {}, 0, _taken(rows, budgets), rules)
+
+    def _granted(
+        self,
+        link: Link,
+        hold: Hold,
+        alive: Mapping[str, int],
+        back: int,
+        taken: Mapping[str, Taken],
+        rules: Rules,
+    ) -> Hold | Refused:
+        """Decide with the rows locked, write the hold, and end the transaction.
+
+        The call has holds in the budgets of the owners *alive*; *back* was spent in the others when
+        it was taken for lost, and is held instead.
+        """
+        # absolute values, so it can run twice
+        amounts = [(each, hold.pico - alive.get(each.owner, back)) for each in hold.budget.all]
+        found, expires, deltas = decide(hold, amounts, taken, rules), ms(rules.expires), Deltas()
+        refused = isinstance(found, Refused)
+        changed: list[Statement] = [
+            (_RENEW, (held if refused else hold.pico, expires, hold.call_id, owner))
+            for owner, held in alive.items()
+        ]
         if isinstance(found, Hold):
-            keys = self._keys(budgets, hold.at)
-            changed.append(change({key: [0, hold.pico] for key in keys}))
-            changed += self._warned(found, rules)
-            changed += [self._added(each, found, rules) for each in budgets]
+            for budget, pico in amounts:
+                owner, key = budget.owner, budget.key(hold.at, self._zone)
+                if owner not in alive:
+                    if back:
+                        spend(deltas, owner, -back, hold.at, self._zone)
+                        pico += back
+                    row = (owner, key, hold.pico, ms(hold.at), expires, hold.about)
+                    changed.append((_ADD_HOLD, (hold.call_id, *row)))
+                add(deltas, owner, key, 0, pico)
+            warned = self._keys(found.warn, hold.at)
+            changed += [change(deltas), *[(_WARNED, (ms(rules.at), *key)) for key in warned]]
         run(link, [*changed, _CLOSE])
         return found
 
@@ -193,47 +228,19 @@ class Reservations:
         ]
         run(link, [(_ALONE, (locks(callers),)), *begin])
 
-    def _warned(self, hold: Hold, rules: Rules) -> list[Statement]:
-        return [(_WARNED, (ms(rules.at), *key)) for key in self._keys(hold.warn, hold.at)]
-
-    def _added(self, budget: Budget, hold: Hold, rules: Rules) -> Statement:
-        times = (ms(hold.at), ms(rules.expires), hold.about)
-        key = budget.key(hold.at, self._zone)
-        return _ADD_HOLD, (hold.call_id, budget.owner, key, hold.pico, *times)
-
     # -- more for a call that has a hold
 
     def top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
         """Add to a hold in all of its budgets, or in none; renew its lease."""
-        new = hold._replace(pico=hold.pico + more, warn=(), known=None)
-        return self._database.run(lambda link: self._topped_up(link, hold, new, rules))
+        new = hold._replace(pico=hold.pico + more)
+        return self._database.run(lambda link: self._topped_up(link, new, rules))
 
-    def _topped_up(self, link: Link, hold: Hold, new: Hold, rules: Rules) -> Hold | Refused:
+    def _topped_up(self, link: Link, hold: Hold, rules: Rules) -> Hold | Refused:
         alive, taken = self._locked(link, hold)
-        # what was spent when the call was taken for lost is held instead
         back = 0
-        if not alive.keys() >= {each.owner for each in hold.budget.all}:
+        if not alive.keys() >= taken.keys():
             [back] = Sql(link).execute(LOST_COST, lost_place(hold)).fetchone() or (0,)
-        # absolute values, so it can run twice
-        amounts = [(each, new.pico - alive.get(each.owner, back)) for each in hold.budget.all]
-        found = decide(new, amounts, taken, rules)
-        expires, deltas = ms(rules.expires), Deltas()
-        if isinstance(found, Refused):
-            renewed = [
-                (_RENEW, (held, expires, hold.call_id, name)) for name, held in alive.items()
-            ]
-            run(link, [*renewed, _CLOSE])
-            return found
-        changed = list[Statement]()
-        for budget, pico in amounts:
-            owner, gone = budget.owner, 0 if budget.owner in alive else back
-            if gone:
-                spend(deltas, owner, -gone, hold.at, self._zone)
-            add(deltas, owner, budget.key(hold.at, self._zone), 0, pico + gone)
-            renewal = (_RENEW, (new.pico, expires, hold.call_id, owner))
-            changed.append(renewal if owner in alive else self._added(budget, new, rules))
-        run(link, [*changed, change(deltas), *self._warned(found, rules), _CLOSE])
-        return found
+        return self._granted(link, hold, alive, back, taken, rules)
 
     def _locked(self, link: Link, hold: Hold) -> tuple[dict[str, int], dict[str, Taken]]:
         """Begin a transaction; return what a call holds and what is used, by owner."""
@@ -333,7 +340,7 @@ def change(deltas: Deltas) -> Statement:
 def _taken(rows: Rows, budgets: Sequence[Budget]) -> dict[str, Taken]:
     if len(rows) < len(budgets):  # removed since the period began: `Database.run` tries again
         raise errors.SerializationFailure("a budget's period was removed")
-    return {_text(owner): Taken(_int(used), _int(warned)) for owner, _, used, warned in rows}
+    return {_text(owner): Taken(*map(_int, row)) for owner, *row in rows}
 
 
 def _text(value: bytes | None) -> str:
@@ -342,13 +349,3 @@ def _text(value: bytes | None) -> str:
 
 def _int(value: bytes | None) -> int:
     return int(value or 0)
-
-
-def _known(budget: Budget, rows: Rows) -> tuple[Budget, int, int]:
-    """Return what a reservation leaves of the budget that has the least."""
-    budgets, found = {each.owner: each for each in budget.all}, []
-    for raised, used, owner, *_ in rows:
-        each = budgets[_text(owner)]
-        limit = each.limit_pico + _int(raised)
-        found.append((each, limit, limit - _int(used)))
-    return min(found, key=lambda known: known[2])

@@ -113,6 +113,7 @@ class SQLiteLedger(Ledger):
         return self.snapshot(lambda ask: [state(ask, each, at, self.zone) for each in budgets])
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
+        self.lose(at)  # what is shown as spent can be forgiven
         return self.write(lambda sql: budgets.adjust(sql, budget, more, at, self.zone))
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:

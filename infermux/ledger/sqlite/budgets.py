@@ -35,7 +35,7 @@ _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
 _UP_TO = """SELECT micro, pico FROM sums WHERE caller = ? AND slot < ?
     ORDER BY slot DESC LIMIT 1"""
-_BEGIN_PERIOD = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
+_BEGIN = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
 # RETURNING in the UPDATE after it would take longer than this
 _USED = f"SELECT spent + held - waived - raised, warned_ms, raised FROM budgets WHERE {_BUDGET}"
 # adds to the row of a period and to a hold, which is new unless ?8
@@ -60,6 +60,7 @@ _SPEND_ALONE = f"""UPDATE budgets SET spent = min(spent + ?, {MAX_INTEGER}), hel
 _SEVERAL = """UPDATE budgets SET several = 1 WHERE caller = ?1 AND period IN (?2, ?3, ?4)
     AND call_id = '' AND (SELECT count(*) FROM budgets AS b
         WHERE b.caller = ?1 AND b.period IN (?2, ?3, ?4) AND b.call_id = '') > 1"""
+_NOTHING = ("", 0)
 _SPEND = f"""UPDATE budgets SET spent = min(spent + ?, {MAX_INTEGER}),
         held = held - CASE period WHEN ? THEN ? ELSE 0 END
     WHERE caller = ? AND period IN (?, ?, ?) AND call_id = ''"""
@@ -83,27 +84,23 @@ _RAISE = f"UPDATE budgets SET raised = min({MAX_SPENT} - ?1, raised) + ?1 WHERE 
 
 def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Reserve a hold in all of its budgets, or in none; raise ValueError if the call has one."""
-    return _take(sql, hold, [(each, hold.pico) for each in hold.budget.all], rules, ())
+    return _take(sql, hold, [(each, hold.pico) for each in hold.budget.all], rules)
 
 
 def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Add to a hold in all of its budgets, or in none; renew its lease."""
-    new = hold._replace(pico=hold.pico + more, warn=())
-    end, budgets = ms(rules.expires), hold.budget.all
-    alive = [
-        each
-        for each in budgets
-        if sql.execute(_RENEW_HOLD, (end, *_key(each, hold, rules.zone))).rowcount
-    ]
+    new, budgets = hold._replace(pico=hold.pico + more), hold.budget.all
+    keys = {each: _key(each, hold, rules.zone) for each in budgets}
+    renewed = (ms(rules.expires),)
+    alive = [each for each in budgets if sql.execute(_RENEW_HOLD, renewed + keys[each]).rowcount]
     lost = [each for each in budgets if each not in alive]
     # what was spent when the call was taken for lost is held instead
     [back] = (lost and sql.execute(LOST_COST, lost_place(hold)).fetchone()) or (0,)
-    for each in lost:
-        _spend(sql, each.owner, -back, ("", 0), names(hold.at, rules.zone))
-    amounts = [(each, more if each in alive else new.pico) for each in budgets]
+    amounts = [(each, more if each in alive else new.pico - back) for each in budgets]
     taken = _take(sql, new, amounts, rules, alive)
-    for each in lost if isinstance(taken, Refused) else ():
-        _spend(sql, each.owner, back, ("", 0), names(hold.at, rules.zone))
+    for each in lost if back and isinstance(taken, Hold) else ():
+        sql.execute(_HOLD_MORE, (*keys[each], back, 0, 0, "", 1))
+        _spend(sql, each.owner, -back, hold.at, rules.zone)
     return taken
 
 
@@ -112,7 +109,7 @@ def _take(
     hold: Hold,
     amounts: Sequence[tuple[Budget, int]],
     rules: Rules,
-    held: Collection[Budget],
+    held: Collection[Budget] = (),
 ) -> Hold | Refused:
     """Reserve an amount in each budget's period, or return which budget refuses.
 
@@ -121,8 +118,8 @@ def _take(
     used = {budget.owner: _used(sql, budget, hold.at, rules) for budget, _ in amounts}
     found = decide(hold, amounts, used, rules)
     if isinstance(found, Refused):
-        for budget, _ in amounts:
-            _expire(sql, budget.owner, rules)
+        for owner in used:
+            _expire(sql, owner, rules)
         return found
     times = ms(hold.at), ms(rules.expires)
     for budget, pico in amounts:
@@ -131,10 +128,7 @@ def _take(
             raise ValueError(f"call {hold.call_id!r} has a hold already")
     for budget in found.warn:
         sql.execute(_WARN, (ms(rules.at), budget.owner, budget.key(hold.at, rules.zone)))
-    lefts = [budget.limit_pico - used[budget.owner].pico - pico for budget, pico in amounts]
-    left = min(lefts)
-    budget, _ = amounts[lefts.index(left)]
-    return found._replace(known=(budget, budget.limit_pico + used[budget.owner].raised, left))
+    return found
 
 
 def _used(sql: Cursor, budget: Budget, at: float, rules: Rules) -> Taken:
@@ -155,7 +149,7 @@ def _expire(sql: Cursor, owner: str, rules: Rules) -> None:
 
 def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
     spent = cost_so_far(lambda *asked: sql.execute(*asked).fetchall(), budget, at, zone)
-    sql.execute(_BEGIN_PERIOD, (budget.owner, budget.key(at, zone), spent))
+    sql.execute(_BEGIN, (budget.owner, budget.key(at, zone), spent))
     sql.execute(_SEVERAL, (budget.owner, *names(at, zone)))
 
 
@@ -172,39 +166,35 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
     *taken_back* is what was spent for it when it was taken for lost.
     """
     if hold is None:
-        _spend_late(sql, call.caller, call, call.at_ns / 1e9, zone)
+        _spend_late(sql, call.caller, call, call.at_ns / 1e9, zone, taken_back)
         return
     for budget in hold.budget.all:
         owner, key, id = _key(budget, hold, zone)
         if sql.execute(_RELEASE, (owner, key, id, hold.pico)).rowcount:
             if not sql.execute(_SPEND_ALONE, (call.cost or 0, hold.pico, owner, key)).rowcount:
-                _spend(sql, owner, call.cost, (key, hold.pico), names(hold.at, zone))
+                _spend(sql, owner, call.cost, hold.at, zone, (key, hold.pico))
             continue
         # the lease has expired, or the hold was topped up since
         if not taken_back:
             taken_back = found_again(sql, *lost_place(hold)) or 0
-        late = _spend_late(sql, owner, call, hold.at, zone)
-        if taken_back and not late:
-            _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
-    shared = hold.budget.members or hold.budget.user
-    # the caller may have had a budget of its own in these periods
-    if shared and sql.execute(_HAS_ANY, (call.caller,)).fetchone():
-        _spend(sql, call.caller, call.cost, ("", 0), names(hold.at, zone))
+        _spend_late(sql, owner, call, hold.at, zone, taken_back)
+    if call.caller != hold.budget.owner:  # it may have had a budget of its own in these periods
+        _spend(sql, call.caller, call.cost, hold.at, zone)
 
 
-def _spend_late(sql: Cursor, owner: str, call: CallRow, at: float, zone: tzinfo) -> bool:
+def _spend_late(
+    sql: Cursor, owner: str, call: CallRow, at: float, zone: tzinfo, taken_back: int
+) -> None:
     """Release whatever the call holds, and spend in the periods of that hold, else of *at*.
 
-    Return whether it held anything.
+    If it holds nothing, what was *taken_back* was spent for it.
     """
-    held = ("", 0)
     if not sql.execute(_HAS_ANY, (owner,)).fetchone():  # nobody has set it a budget
-        return False
-    if released := sql.execute(_RELEASE_ANY, (owner, call.id)).fetchall():
-        [(period, pico, at_ms)] = released
-        held, at = (period, pico), at_ms / 1000
-    _spend(sql, owner, call.cost, held, names(at, zone))
-    return bool(released)
+        return
+    cost, held = (call.cost or 0) - taken_back, _NOTHING
+    for period, pico, at_ms in sql.execute(_RELEASE_ANY, (owner, call.id)).fetchall():
+        cost, held, at = call.cost or 0, (period, pico), at_ms / 1000
+    _spend(sql, owner, cost, at, zone, held)
 
 
 def lose(sql: Cursor, now: float, zone: tzinfo) -> None:
@@ -216,7 +206,7 @@ def _lose(sql: Cursor, rows: Sequence[tuple[Any, ...]], zone: tzinfo) -> None:
     """Turn holds that nobody settled into spending, with a row for each call."""
     for owner, period, id, pico, at_ms, about in rows:
         hold = expired(id, owner, pico, at_ms, about)
-        _spend(sql, owner, pico, (period, pico), names(hold.at, zone))
+        _spend(sql, owner, pico, hold.at, zone, (period, pico))
         call, attempts = lost_record(hold)
         if sql.execute(WRITE_CALL, call).rowcount:
             for attempt in attempts:
@@ -234,9 +224,15 @@ def found_again(sql: Cursor, at_ns: int, id: str) -> int | None:
 
 
 def _spend(
-    sql: Cursor, owner: str, cost: int | None, held: tuple[str, int], keys: tuple[str, str, str]
+    sql: Cursor,
+    owner: str,
+    cost: int | None,
+    at: float,
+    zone: tzinfo,
+    held: tuple[str, int] = _NOTHING,
 ) -> None:
-    sql.execute(_SPEND, (cost or 0, *held, owner, *keys))
+    """Add to what is spent in each period of *at*, and free what one of them has *held*."""
+    sql.execute(_SPEND, (cost or 0, *held, owner, *names(at, zone)))
 
 
 def forget_users(sql: Cursor, now: float, zone: tzinfo, most: int) -> None:
