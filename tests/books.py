@@ -20,7 +20,7 @@ from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call, Plan
 from infermux.protocol import InferRequest
 from infermux.routing.accounting import record
-from infermux.types import Caller, Target, Usage
+from infermux.types import Caller, Rates, Target, Usage, Window
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
 DAY = 86_400.0
@@ -141,3 +141,10 @@ def _whole(chance: random.Random, at: int, id: str, rows: Sequence[AttemptRow]) 
         {"": "ok", "budget_exceeded": "402"}.get(error, "504"), error,
         *[sum(row[9 + n] or 0 for row in rows) for n in range(6)], None if unpriced and not costs else sum(costs), "served",
         int(chance.random() < 0.05), chance.randrange(60_000), 50, len(rows), unpriced)  # fmt: skip
+
+
+def counted(rates: Rates, caller: str) -> tuple[int, int]:
+    """Return the requests and tokens of a caller's last minute, as a refusal tells them."""
+    window = Window(None, 0)
+    rates.take(caller, rpm=None, tpm=0, tokens=1, window=window)
+    return window.requests, window.tokens

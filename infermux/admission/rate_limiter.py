@@ -122,15 +122,12 @@ class RateLimiter:
             return 0.0
         with opened as table:
             now = self._clock()
-            at, words, longest = table.record(caller, int(now)), table.words, 0.0
-            for buckets, wanted, limit in (
-                (_REQUEST_BUCKETS, requests, rpm),
-                (_TOKEN_BUCKETS, min(tokens, _MAX_TOKENS), tpm),
-            ):
-                whole, rest = divmod(max(0, wanted - 1), limit) if limit else (0, 0)
-                first = _wait(words, at + buckets, now, rest + 1 if wanted else 0, limit)
-                longest = max(longest, first + 60.0 * whole)
-            return longest
+            at, words = table.record(caller, int(now)), table.words
+            tokens = min(tokens, _MAX_TOKENS)
+            return max(
+                _minutes(words, at + _REQUEST_BUCKETS, now, requests, rpm),
+                _minutes(words, at + _TOKEN_BUCKETS, now, tokens, tpm),
+            )
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
@@ -152,11 +149,6 @@ class RateLimiter:
                     tokens += part
                     if not tokens:
                         break
-
-    def used(self, caller: str) -> tuple[int, int]:
-        with self._table() as table:
-            at = table.record(caller, int(self._clock()))
-            return table.words[at + _REQUESTS], table.words[at + _TOKENS]
 
     def check(self) -> None:
         """Raise ConfigError if the file cannot be used; keep it closed, for a later fork."""
@@ -304,6 +296,14 @@ def _wait(words: memoryview, buckets: int, now: float, wanted: int, limit: int |
         return 0.0
     gone = next(place for place, freed in enumerate(accumulate(counts)) if freed >= over)
     return oldest + gone + _SPAN - now
+
+
+def _minutes(words: memoryview, buckets: int, now: float, wanted: int, limit: int | None) -> float:
+    """Return the seconds until *wanted* more fit; more than *limit* take several minutes."""
+    if limit is None or wanted <= 0:
+        return 0.0
+    whole, rest = divmod(wanted - 1, limit)
+    return 60.0 * whole + _wait(words, buckets, now, rest + 1, limit)
 
 
 def _reset(words: memoryview, buckets: int, now: float) -> float:

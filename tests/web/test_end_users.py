@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from books import counted
 from click.testing import CliRunner, Result
 
 import infermux
@@ -274,7 +275,7 @@ def test_who_is_refused_by_the_key_has_used_nothing_of_its_own(at):
     assert place.ask("ann").status_code == 200
     for _ in range(5):
         assert "this key" in place.ask("bob").json["error"]["message"]
-    assert place.router.admission._user_rates.used("app\x1e" + digest("bob")) == (0, 0)
+    assert counted(place.router.admission._user_rates, "app\x1e" + digest("bob")) == (0, 0)
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
@@ -382,7 +383,7 @@ def test_millions_of_names_do_not_push_out_a_key_s_count(tmp_path):
     assert keys.take("app", rpm=2, tpm=None) is None
     for number in range(2000):
         assert users.take(f"app\x1e{number}", rpm=1, tpm=None) is None
-    assert keys.used("app") == (1, 0)
+    assert counted(keys, "app") == (1, 0)
     assert (tmp_path / "u.rates").stat().st_size < 100_000
     keys.close(), users.close()
 

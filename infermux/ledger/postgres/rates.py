@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 
 from ...types import LogThrottle, Rates, Window
@@ -94,6 +95,8 @@ class SharedRates:
             return None
         tokens = min(tokens, _MAX_TOKENS)
         if tpm is not None and tokens > tpm:
+            with suppress(LedgerUnavailable):
+                _fill(window, *self._row(caller))
             return math.inf
         most, heaviest = _MOST if rpm is None else rpm, _MOST if tpm is None else tpm
         values = (caller, tokens, most, tokens, heaviest, tokens)
@@ -106,16 +109,11 @@ class SharedRates:
             return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens, window=window)
         self._alone = False
         [[admitted, *arrays, clock]] = rows
-        now = float(clock or 0)
-        if window is not None or admitted != b"t":
-            seconds, requests, used = map(integers, arrays)
-            if window is not None:
-                _fill(window, seconds, requests, used, now)
-            if admitted != b"t":
-                return max(
-                    _wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm)
-                )
-        return self._count(caller, rpm, tpm, tokens)
+        now, (seconds, requests, used) = float(clock or 0), map(integers, arrays)
+        _fill(window, seconds, requests, used, now)
+        if admitted == b"t":
+            return self._count(caller, rpm, tpm, tokens)
+        return max(_wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm))
 
     def _count(self, caller: str, rpm: int | None, tpm: int | None, tokens: int) -> float | None:
         """Count here what the database has counted; for a minute only what fits here as well."""
@@ -169,10 +167,6 @@ class SharedRates:
         except LedgerUnavailable:
             self._alone = True
 
-    def used(self, caller: str) -> tuple[int, int]:
-        _fill(window := Window(None, None), *self._row(caller))
-        return window.requests, window.tokens
-
     def _row(self, caller: str) -> tuple[list[int], list[int], list[int], float]:
         """Return the seconds with counts, the requests and tokens in each, and the time."""
         found = self._database().run(lambda link: link.execute(_ROW, (caller,)).fetchone())
@@ -201,9 +195,15 @@ def _wait(
 
 
 def _fill(
-    window: Window, seconds: list[int], requests: list[int], tokens: list[int], now: float
+    window: Window | None,
+    seconds: list[int],
+    requests: list[int],
+    tokens: list[int],
+    now: float,
 ) -> None:
-    """Fill *window* with what is used, and when none of it counts any more."""
+    """Tell *window* what is used, and when none of it counts any more."""
+    if window is None:
+        return
     recent = math.floor(now) - SPAN
     counts = [each for each in zip(seconds, requests, tokens, strict=True) if each[0] > recent]
     window.requests, window.tokens = sum(n for _, n, _ in counts), sum(t for _, _, t in counts)
