@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 from ..errors import RequestError, counted, printable, shown
 from ..pricing import usd_float
 from ..types import JSON
-from . import Record
+from . import MAX_ROWS, Record
 from .sql import Ledger
 
 API = "mirror"  # of the calls of mirrors
-MOST = 20_000  # calls of each model that are read, the newest
 ROUNDS = 1000  # of the bootstrap
 SAMPLE = 1000  # calls of a model that each round draws at most
 LEVEL = 0.95
@@ -51,6 +50,7 @@ class Comparison(NamedTuple):
     of: int  # calls of the first model, mirrored or not
     figures: list[Figure]
     unpriced: tuple[int, int]
+    cut: bool  # whether older calls were not read
 
     def words(self) -> list[str]:
         (a, b), (first, second) = self.names, self.calls
@@ -64,8 +64,8 @@ class Comparison(NamedTuple):
             found[0] += ": different requests, so the difference may be theirs"
         if min(first, second) < LEAST:
             found.append(f"too few for intervals, which need {LEAST} of each")
-        if max(first, second) >= MOST:
-            found.append(f"only the last {MOST:,} calls of each are compared")
+        if self.cut:
+            found.append(f"only the last {MAX_ROWS:,} calls of each are read")
         for name, calls in zip(self.names, self.unpriced, strict=True):
             if calls:
                 found.append(f"{counted(calls, 'call')} of {name} have no price and no cost here")
@@ -121,32 +121,37 @@ def compare(
     if first == second:
         raise RequestError("compare two different models", param="compare")
     calls = partial(_calls, ledger, since=since)
-    ours = calls(first, until=until, caller=caller)
-    theirs = calls(second, mirrored=True)
+    ours, cut = calls(first, until=until, caller=caller)
+    theirs, more = calls(second, mirrored=True)
     copies = {each.call.id: each for each in theirs}
     of, pairs = len(ours), [(each, copies.get(mirror_id(each.call.id))) for each in ours]
     if both := [(each, copy) for each, copy in pairs if copy is not None]:
         ours, theirs = [a for a, _ in both], [b for _, b in both]
     else:
-        theirs = calls(second, until=until, caller=caller)
+        theirs, more = calls(second, until=until, caller=caller)
     for name, found in ((first, ours), (second, theirs)):
         if not found:
             raise RequestError(f"the ledger has no calls of {shown(name)} in that time")
     sides = ours, theirs
     figures = [_figure(*row, sides, bool(both)) for row in _FIGURES] + _shares(sides, bool(both))
     a, b = (sum(each.call.cost is None for each in side) for side in sides)
-    return Comparison((first, second), (len(ours), len(theirs)), len(both), of, figures, (a, b))
+    counts = len(ours), len(theirs)
+    return Comparison((first, second), counts, len(both), of, figures, (a, b), cut or more)
 
 
-def _calls(ledger: Ledger, name: str, *, mirrored: bool = False, **chosen: Any) -> list[Record]:
-    found = ledger.rows(model=name, limit=MOST, **chosen)
-    if not found and "/" in name:  # the row has the model alone
-        found = ledger.rows(model=name.partition("/")[2], limit=MOST, **chosen)
-    return [
+def _calls(
+    ledger: Ledger, name: str, *, mirrored: bool = False, **chosen: Any
+) -> tuple[list[Record], bool]:
+    """Return the calls of a name, and whether there may be older ones."""
+    models = dict.fromkeys((name, name.partition("/")[2] or name))  # rows have the model alone
+    pages = [ledger.rows(model=model, limit=MAX_ROWS, **chosen) for model in models]
+    found = {each.call.id: each for page in pages for each in page}.values()
+    fit = [
         each
         for each in found
         if each.attempts and (each.call.api == API) == mirrored and _is_of(each, name)
     ]
+    return fit, max(map(len, pages)) == MAX_ROWS
 
 
 def _is_of(record: Record, name: str) -> bool:

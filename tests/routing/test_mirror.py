@@ -6,11 +6,14 @@ import contextlib
 import json
 import math
 import random
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from statistics import fmean
 
 import pytest
+from books import call, keep
 from click.testing import CliRunner
 from doors import MODELS, Front, Turn, Vendor, says
 from openai_vendor import OpenAIVendor
@@ -22,10 +25,13 @@ from infermux.cli.main import main
 from infermux.config.settings import NameTimeouts
 from infermux.dialects.responses import Support
 from infermux.errors import ConfigError
+from infermux.ledger import MAX_ROWS
 from infermux.ledger.compare import bootstrap, mirror_id
+from infermux.ledger.queries import WRITE_ATTEMPT, WRITE_CALL
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import Price
 from infermux.routing import mirror as mirrors
+from infermux.routing.accounting import record
 from infermux.routing.explain import explain, question
 from infermux.routing.mirror import THREADS, Mirror, Rule
 from infermux.telemetry.shared_memory import SharedMemory
@@ -391,6 +397,26 @@ def test_models_without_a_mirror_are_compared_by_their_own_calls(vendors, tmp_pa
     assert "too few for intervals, which need 8 of each" in answer.output
     figures = json.loads(compared(tmp_path, f"openai/{MODELS['openai']}", NEW, "--json").stdout)
     assert {each["interval"] for each in figures["figures"]} == {None}
+
+
+def test_calls_of_a_target_are_compared_by_whatever_name_they_came(vendors, tmp_path):
+    with mirrored(vendors, tmp_path, share=1e-9) as (front, _, _):
+        for model in (f"openai/{MODELS['openai']}", "chat", "chat", NEW):
+            ask(front, model=model)
+    found = json.loads(compared(tmp_path, f"openai/{MODELS['openai']}", NEW, "--json").stdout)
+    assert found["calls"] == [3, 1]
+
+
+@pytest.mark.slow
+def test_a_comparison_tells_that_it_has_not_read_every_call(tmp_path):
+    path = tmp_path / "ledger.db"
+    keep(path, call("x", requested="a"), call("y", requested="b"))
+    whole, [attempt] = record(call("x", requested="a"))
+    ids = [f"c{n}" for n in range(MAX_ROWS)]
+    with closing(sqlite3.connect(path)) as sql, sql:
+        sql.executemany(WRITE_CALL, [whole._replace(id=id, plan="") for id in ids])
+        sql.executemany(WRITE_ATTEMPT, [attempt._replace(call_id=id) for id in ids])
+    assert "only the last 10,000 calls of each are read" in compared(tmp_path, "a", "b").output
 
 
 def test_what_cannot_be_compared_is_an_error(tmp_path):
