@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..errors import BudgetExceeded
 from ..pricing import usd
 from . import LOST, TEAM, USER, Adjustment, AttemptRow, Budget, CallRow, Hold, Record
-from .periods import SLOT, ms
+from .periods import DAY, MAX_INTEGER, SLOT, ms, names
 from .stores import Sql
 
 MAX_USERS = 100_000  # end users whose budgets are counted at a time
@@ -21,7 +21,16 @@ _LOST = f"FROM calls WHERE at_ns = ? AND id = ? AND status = '{LOST}'"
 LOST_COST = f"SELECT cost {_LOST}"
 _TAKE_BACK = f"DELETE {_LOST} RETURNING caller, cost"
 _TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = ? AND call_id = ?"
-_ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
+_OLD_USERS = """DELETE FROM budgets WHERE {}
+    AND (length(period) = 10 AND period < ? OR length(period) = 7 AND period < ?)"""
+_LEAST_USERS = f"""DELETE FROM budgets WHERE {{0}} AND ({{1}}, period) IN (SELECT {{1}}, period
+    FROM budgets WHERE {{0}} ORDER BY spent DESC, {{1}} DESC LIMIT {MAX_INTEGER} OFFSET ?)"""
+_ADD_ADJUSTMENT = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
+_ADJUSTED = "SELECT * FROM adjustments WHERE at_ns = ? AND name = ? AND team = ?"
+_LOCK_SPENT = "UPDATE budgets SET waived = waived WHERE {} RETURNING spent - waived"
+_RESET = "UPDATE budgets SET waived = spent WHERE {}"
+_RAISE = f"""UPDATE budgets SET raised = raised + CASE WHEN raised > {MAX_SPENT} - ?
+    THEN {MAX_SPENT} - raised ELSE ? END WHERE {{}}"""
 
 
 class Rules(NamedTuple):
@@ -106,6 +115,17 @@ def expired(id: str, owner: str, pico: int, at_ms: int, about: str) -> Hold:
     return Hold(id, Budget(caller, 0), pico, at_ms / 1000, about=about)
 
 
+def forget_users(sql: Sql, rows: str, owner: str, now: float, zone: tzinfo, most: int) -> None:
+    """Remove end users' budgets of past periods and, of more than *most*, those of the least spent.
+
+    Names of end users come from requests, so their number has no other bound. *rows* is the
+    condition for their rows, *owner* the column of the names.
+    """
+    day, month, _ = names(now - 2 * DAY, zone)  # a clock may step back a little
+    sql.execute(_OLD_USERS.format(rows), (USER, day, month))
+    sql.execute(_LEAST_USERS.format(rows, owner), (USER, USER, most))
+
+
 def lost_place(hold: Hold) -> tuple[int, str]:
     """Return the start and id of the row of a call that was never settled."""
     return lost_record(hold).call.at_ns, hold.call_id
@@ -120,13 +140,30 @@ def take_back(sql: Sql, at_ns: int, id: str) -> tuple[str, int] | None:
 
 
 def adjusted(
-    sql: Sql, budget: Budget, more: int | None, spent: int, at: float, key: str
+    sql: Sql,
+    row: str,
+    budget: Budget,
+    more: int | None,
+    at: float,
+    key: str,
+    *,
+    again: bool = False,
 ) -> Adjustment:
-    """Write and return an operator's change; *more*: None if what is *spent* is forgiven."""
+    """Add *more* to the limit in the period *key*, or forgive what is spent (None).
+
+    *row* is the condition for the period's row. *again*: it may have been done already.
+    """
+    place = budget.owner, key
+    [spent] = sql.execute(_LOCK_SPENT.format(row), place).fetchone()
     action, pico = ("reset", spent) if more is None else ("raise", more)
-    team = int(bool(budget.members))
-    made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
-    sql.execute(_ADJUSTED, made)
+    made = Adjustment(round(at * 1e9), budget.caller, int(bool(budget.members)), key, action, pico)
+    if again and (found := sql.execute(_ADJUSTED, made[:3]).fetchone()):
+        return Adjustment._make(found)
+    if more is None:
+        sql.execute(_RESET.format(row), place)
+    else:
+        sql.execute(_RAISE.format(row), (more, more, *place))
+    sql.execute(_ADD_ADJUSTMENT, made)
     return made
 
 

@@ -27,7 +27,7 @@ from .. import (
     periods,
 )
 from ..groups import GroupCommit, Job, fail
-from ..holds import MAX_USERS, Refused, Rules
+from ..holds import MAX_USERS, Refused, Rules, forget_users
 from ..periods import ms
 from ..spool import Deferred, Spool
 from ..sql import Ledger
@@ -35,7 +35,7 @@ from ..stores import Ask
 from ..stores.answers import AnswerStore
 from ..stores.keys import KeyStore
 from . import copy, prune, schema, settlements
-from .budgets import Reservations, forget_users
+from .budgets import Reservations
 from .circuits import Circuits
 from .connection import STATEMENT_SECONDS, Away, Database, unavailable
 from .rates import OLD_RATES, SharedRates
@@ -48,6 +48,7 @@ LONG_SECONDS = 3600.0  # of a command that removes or copies calls
 DRAIN_SECONDS = 10.0  # that the spool waits for the database
 CLOCK_SECONDS = 10.0  # between two readings of the database's clock
 SAME_CLOCK = 0.02  # seconds that two clocks may differ
+USERS = "substr(owner, 1, 1) = ? AND held = 0"
 _EXPIRED = "SELECT 1 FROM holds WHERE expires_ms <= %s LIMIT 1"
 _ATTEMPTS = f"""SELECT {", ".join(f"a.{name}" for name in AttemptRow._fields)}
     FROM attempts AS a JOIN unnest(?::bigint[], ?::text[]) AS w(at_ns, call_id)
@@ -218,8 +219,8 @@ class PostgresLedger(Ledger):
             pass
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
-        work = partial(forget_users, now=self._time(now), zone=self.zone, most=most)
-        self._database.run(work, DRAIN_SECONDS)
+        given = "owner", self._time(now), self.zone, most
+        self._database.run(lambda link: forget_users(Sql(link), USERS, *given), DRAIN_SECONDS)
 
     def tidy(self, now: float) -> None:
         if not self._database.is_idle:

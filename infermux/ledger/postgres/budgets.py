@@ -15,7 +15,7 @@ from zlib import crc32
 
 from psycopg import errors
 
-from .. import USER, Adjustment, Budget, BudgetState, Hold
+from .. import Adjustment, Budget, BudgetState, Hold
 from ..holds import (
     LOST_COST,
     MAX_SPENT,
@@ -28,7 +28,7 @@ from ..holds import (
     lost_place,
     slots,
 )
-from ..periods import DAY, MAX_INTEGER, ms, names
+from ..periods import MAX_INTEGER, ms, names
 from .connection import Database
 from .statements import Link, Rows, Sql, Statement, recordset, run, transposed
 
@@ -37,7 +37,7 @@ from .statements import Link, Rows, Sql, Statement, recordset, run, transposed
 LOCKS = 64
 _LOCK = "SELECT pg_advisory_xact_lock{}(4992032, n) FROM unnest(%s::int[]) AS w(n)"
 SHARED, _ALONE = _LOCK.format("_shared"), _LOCK.format("")
-_BUDGET = "WHERE owner = %s AND period = %s"
+_BUDGET = "owner = ? AND period = ?"
 _WANTED = "JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)"
 _USED = "spent::numeric + held - waived - raised"
 _INTO_HOLDS = "INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)"
@@ -72,7 +72,7 @@ _CHANGE = f"""WITH changed AS MATERIALIZED (
     FROM changed AS c WHERE b.owner = c.owner AND b.period = c.period"""
 CHANGE = _CHANGE.format(rows="%s::json")
 CHANGE_GIVEN = _CHANGE.format(rows="%s::json -> 'deltas'")
-_WARNED = f"UPDATE budgets SET warned_ms = %s {_BUDGET}"
+_WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
 _ADD_HOLD = f"{_INTO_HOLDS} VALUES (%s, %s, %s, %s, %s, %s, %s)"
 _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
@@ -87,17 +87,6 @@ _STATES = f"""SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
         (SELECT coalesce(sum(h.pico), 0) FROM holds AS h
             WHERE h.owner = b.owner AND h.period = b.period AND h.expires_ms <= %s)
     FROM budgets AS b {_WANTED}"""
-_OF_USERS = "left(owner, 1) = %s AND held = 0"
-_OLD_USERS = f"""DELETE FROM budgets WHERE {_OF_USERS}
-    AND (length(period) = 10 AND period < %s OR length(period) = 7 AND period < %s)"""
-_LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
-    (SELECT owner, period FROM budgets WHERE {_OF_USERS}
-        ORDER BY spent DESC, owner DESC OFFSET %s)"""
-_RESET = f"UPDATE budgets SET waived = spent {_BUDGET}"
-_RAISE = f"""UPDATE budgets SET raised = least({MAX_SPENT}, raised::numeric + %s)::bigint
-    {_BUDGET}"""
-_ADJUSTED = "SELECT * FROM adjustments WHERE at_ns = %s AND name = %s AND team = %s"
-_SPENT = f"SELECT spent - waived FROM budgets {_BUDGET} FOR UPDATE"
 Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by owner and period
 
 
@@ -285,24 +274,10 @@ class Reservations:
         self, link: Link, budget: Budget, more: int | None, at: float, again: bool
     ) -> Adjustment:
         """Adjust a budget; *again*: a connection was lost, so it may have been done."""
-        owner, key = budget.owner, budget.key(at, self._zone)
         self._begin(link, [budget], at, [])
+        key = budget.key(at, self._zone)
         with link.transaction():
-            [spent] = link.execute(_SPENT, (owner, key)).fetchone() or (0,)
-            made = (round(at * 1e9), budget.caller, int(bool(budget.members)))
-            if again and (found := link.execute(_ADJUSTED, made).fetchone()):
-                return Adjustment._make(found)
-            if more is None:
-                link.execute(_RESET, (owner, key))
-            else:
-                link.execute(_RAISE, (more, owner, key))
-            return adjusted(Sql(link), budget, more, spent, at, key)
-
-
-def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
-    day, month, _ = names(now - 2 * DAY, zone)
-    link.execute(_OLD_USERS, (USER, day, month))
-    link.execute(_LEAST_USERS, (USER, most))
+            return adjusted(Sql(link), _BUDGET, budget, more, at, key, again=again)
 
 
 def locks(callers: Iterable[str]) -> list[int]:

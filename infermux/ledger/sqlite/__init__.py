@@ -35,7 +35,7 @@ from .. import (
     rollups,
 )
 from ..groups import GroupCommit, Job, fail
-from ..holds import MAX_USERS, Refused, Rules
+from ..holds import MAX_USERS, Refused, Rules, forget_users
 from ..periods import ms
 from ..spool import Deferred, Spool
 from ..sql import Ledger
@@ -117,8 +117,9 @@ class SQLiteLedger(Ledger):
         return self.write(lambda sql: budgets.adjust(sql, budget, more, at, self.zone))
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
-        if self._read(budgets.MANY_USERS, (USER,))[0][0]:
-            self.write(lambda sql: budgets.forget_users(sql, now, self.zone, most))
+        if self._read(budgets.ANY_USER, (USER,)):
+            given = "caller", now, self.zone, most
+            self.write(lambda sql: forget_users(sql, budgets.USERS, *given))
 
     # -- reading and writing --
 

@@ -11,7 +11,7 @@ from datetime import tzinfo
 from sqlite3 import Cursor
 from typing import Any
 
-from .. import USER, Adjustment, Budget, BudgetState, CallRow, Hold
+from .. import Adjustment, Budget, BudgetState, CallRow, Hold
 from ..holds import (
     LOST_COST,
     MAX_SPENT,
@@ -35,7 +35,9 @@ _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
 _UP_TO = """SELECT micro, pico FROM sums WHERE caller = ? AND slot < ?
     ORDER BY slot DESC LIMIT 1"""
-_BEGIN = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
+_BEGIN = (
+    "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING"
+)
 # RETURNING in the UPDATE after it would take longer than this
 _USED = f"SELECT spent + held - waived - raised, warned_ms, raised FROM budgets WHERE {_BUDGET}"
 # adds to the row of a period and to a hold, which is new unless ?8
@@ -69,14 +71,8 @@ _STATE = """SELECT spent - waived + lost, raised, held - lost
             WHERE h.caller = b.caller AND h.period = b.period AND h.call_id > ''
             AND h.expires_ms <= ?) AS lost
         FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = '')"""
-_IS_USERS = "substr(caller, 1, 1) = ? AND call_id = '' AND held = 0"
-_OLD_USERS = f"""DELETE FROM budgets WHERE {_IS_USERS}
-    AND (length(period) = 10 AND period < ? OR length(period) = 7 AND period < ?)"""
-MANY_USERS = f"SELECT count(*) FROM budgets WHERE {_IS_USERS}"
-_LEAST_USERS = f"""DELETE FROM budgets WHERE call_id = '' AND (caller, period) IN
-    (SELECT caller, period FROM budgets WHERE {_IS_USERS} ORDER BY spent, caller LIMIT ?)"""
-_RESET = f"UPDATE budgets SET waived = spent WHERE {_BUDGET}"
-_RAISE = f"UPDATE budgets SET raised = min({MAX_SPENT} - ?1, raised) + ?1 WHERE {_BUDGET}"
+USERS = "substr(caller, 1, 1) = ? AND call_id = '' AND held = 0"
+ANY_USER = f"SELECT 1 FROM budgets WHERE {USERS} LIMIT 1"
 
 
 # -- reservations --
@@ -235,18 +231,6 @@ def _spend(
     sql.execute(_SPEND, (cost or 0, *held, owner, *names(at, zone)))
 
 
-def forget_users(sql: Cursor, now: float, zone: tzinfo, most: int) -> None:
-    """Remove end users' budgets of past periods and, of more than *most*, those of the least spent.
-
-    Names of end users come from requests, so their number has no other bound.
-    """
-    day, month, _ = names(now - 2 * DAY, zone)  # a clock may step back a little
-    sql.execute(_OLD_USERS, (USER, day, month))
-    over = sql.execute(MANY_USERS, (USER,)).fetchone()[0] - most
-    if over > 0:
-        sql.execute(_LEAST_USERS, (USER, over))
-
-
 # -- sums and operators' changes --
 
 
@@ -272,13 +256,5 @@ def state(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> BudgetState:
 
 def adjust(sql: Cursor, budget: Budget, more: int | None, at: float, zone: tzinfo) -> Adjustment:
     """Add *more* to the limit in the current period, or forgive what is spent (None)."""
-    owner, key = budget.owner, budget.key(at, zone)
-    if not sql.execute(_USED, (owner, key)).fetchone():
-        _begin(sql, budget, at, zone)
-    ask = "SELECT spent - waived FROM budgets WHERE " + _BUDGET
-    [spent] = sql.execute(ask, (owner, key)).fetchone()
-    if more is None:
-        sql.execute(_RESET, (owner, key))
-    else:
-        sql.execute(_RAISE, (more, owner, key))
-    return adjusted(sql, budget, more, spent, at, key)
+    _begin(sql, budget, at, zone)
+    return adjusted(sql, _BUDGET, budget, more, at, budget.key(at, zone))
