@@ -315,7 +315,8 @@ def iso(seconds: float | None) -> str | None:
     """Return seconds since 1970 as ISO 8601 in UTC, with milliseconds if there are any."""
     if seconds is None:
         return None
-    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=round(seconds * 1000))
+    # limited as in queries
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=round(ns(seconds) / 10**6))
     return at.isoformat(timespec="milliseconds" if at.microsecond else "seconds").replace(
         "+00:00", "Z"
     )

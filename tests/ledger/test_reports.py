@@ -49,6 +49,8 @@ def at(text: str) -> float:
         ("today", NOON - DAY / 2),
         ("yesterday", NOON - DAY * 1.5),
         ("0001-01-01T00:00+14:00", None),  # before year 1 in UTC: no error
+        ("9999-12-31T23:59-12:00", None),
+        ("999999w", None),
     ],
 )
 def test_a_time_is_a_date_or_how_long_ago(text: str, moment: float | None) -> None:
@@ -56,6 +58,7 @@ def test_a_time_is_a_date_or_how_long_ago(text: str, moment: float | None) -> No
     assert until is None and since is not None
     assert moment is None or since == moment
     assert reports.period(NOON, until=text).until == since
+    assert reports.iso(since) is not None
 
 
 @pytest.mark.parametrize(
