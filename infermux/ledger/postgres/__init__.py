@@ -39,7 +39,7 @@ from .budgets import Reservations
 from .circuits import Circuits
 from .connection import STATEMENT_SECONDS, Away, Database, unavailable
 from .rates import OLD_RATES, SharedRates
-from .statements import Link, Sql, clean
+from .statements import Link, Sql, clean, run
 
 CONNECTIONS = 8  # of a process, by default
 COMPANY_SECONDS = 0.004  # that a settlement waits for others to share its transaction
@@ -136,10 +136,13 @@ class PostgresLedger(Ledger):
     # -- budgets --
 
     def _reservations(self) -> Reservations:
-        return Reservations(self._database, self.zone, self._lose)
+        return Reservations(self._database, self.zone)
 
     def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
-        return self._reservations().reserve(hold._replace(about=clean(hold.about)), rules)
+        found = self._reservations().reserve(hold._replace(about=clean(hold.about)), rules)
+        if isinstance(found, Refused):
+            self._lose(rules.at)  # for their rows: it frees nothing
+        return found
 
     def _top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
         return self._reservations().top_up(more, hold, rules)
@@ -208,15 +211,14 @@ class PostgresLedger(Ledger):
         if not self._own_clock and time.monotonic() > process.synchronized + CLOCK_SECONDS:
             process.synchronized = time.monotonic()
             process.database.synchronize()
-        at = self._time(now)
-        found = process.database.run(lambda link: link.execute(_EXPIRED, (ms(at),)).fetchone())
-        if found and self.may_expire():
-            self._lose(at)
+        self._lose(self._time(now), DRAIN_SECONDS)
 
-    def _lose(self, at: float, owners: list[str] | None = None, end: float = 0.0) -> None:
-        work = partial(settlements.lose, now=at, zone=self.zone, owners=owners)
-        while self._database.run(work, DRAIN_SECONDS, end=end) >= settlements.MAX_LOST:
-            pass
+    def _lose(self, at: float, seconds: float = 0.0) -> None:
+        asked = [(_EXPIRED, (ms(at),))]
+        [found] = self._database.run(lambda link: run(link, asked))
+        work, more = partial(settlements.lose, now=at, zone=self.zone), bool(found)
+        while more and self.may_expire():
+            more = self._database.run(work, seconds)
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
         given = "owner", self._time(now), self.zone, most

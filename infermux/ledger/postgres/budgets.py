@@ -76,7 +76,6 @@ _WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
 _ADD_HOLD = f"{_INTO_HOLDS} VALUES (%s, %s, %s, %s, %s, %s, %s)"
 _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
-_EXPIRED = "SELECT 1 FROM holds WHERE owner = ANY(%s) AND expires_ms <= %s LIMIT 1"
 _COST = f"""SELECT {{}}greatest(0, least({MAX_SPENT},
         coalesce(sum(micro), 0) * {MICRO} + coalesce(sum(pico), 0)))::bigint
     FROM sums WHERE caller = ANY(%s::text[]) AND slot >= %s AND slot < %s"""
@@ -91,25 +90,21 @@ Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by
 
 
 class Reservations:
-    """Reserves amounts of budgets; *lose* turns expired holds of owners into spending."""
+    """Reserves amounts of budgets."""
 
-    def __init__(self, database: Database, zone: tzinfo, lose: Any) -> None:
-        self._database, self._zone, self._lose = database, zone, lose
+    def __init__(self, database: Database, zone: tzinfo) -> None:
+        self._database, self._zone = database, zone
 
     def reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
         """Reserve a hold in all of its budgets, or in none; ValueError if the call has one."""
-        seen, end = list[Link](), self._database.deadline()
+        seen = list[Link]()
 
         def work(link: Link) -> Hold | Refused:
             seen.append(link)
             return self._took(link, hold, rules) or self._decided(link, hold, rules)
 
         try:
-            found = self._database.run(work, end=end)
-            if isinstance(found, Refused) and self._freed(hold.budget, rules, end):
-                seen.clear()
-                found = self._database.run(work, end=end)
-            return found
+            return self._database.run(work)
         except errors.UniqueViolation:
             if len(seen) > 1:  # it was reserved before the connection was lost
                 return hold
@@ -189,16 +184,6 @@ class Reservations:
             changed += [change(deltas), *[(_WARNED, (ms(rules.at), *key)) for key in warned]]
         run(link, [*changed, _CLOSE])
         return found
-
-    def _freed(self, budget: Budget, rules: Rules, end: float) -> bool:
-        """Turn holds whose lease has ended into spending; return whether there were any."""
-        owners = [each.owner for each in budget.all]
-        asked = (owners, ms(rules.at))
-        [found] = self._database.run(lambda link: run(link, [(_EXPIRED, asked)]), end=end)
-        if not found or not rules.expire():
-            return False
-        self._lose(rules.at, owners, end)
-        return True
 
     def _keys(self, budgets: Sequence[Budget], at: float) -> list[tuple[str, str]]:
         return [(each.owner, each.key(at, self._zone)) for each in budgets]

@@ -129,17 +129,13 @@ class Database:
 
     # -- work --
 
-    def deadline(self) -> float:
-        """Return when a call that begins now gives up."""
-        return time.monotonic() + self._call
-
-    def run(self, work: Callable[[Link], T], seconds: float = 0.0, *, end: float = 0.0) -> T:
+    def run(self, work: Callable[[Link], T], seconds: float = 0.0) -> T:
         """Return the result of *work* with a connection; raise LedgerUnavailable.
 
         It runs again if PostgreSQL has rolled it back or its connection was lost, so it must be
-        idempotent. It has *seconds*, or until *end*, else as long as a call waits.
+        idempotent. It has *seconds*, else as long as a call waits.
         """
-        end = end or time.monotonic() + (seconds or self._call)
+        end = time.monotonic() + (seconds or self._call)
         again = True
         for tries in range(RETRIES):
             try:

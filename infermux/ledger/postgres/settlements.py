@@ -87,8 +87,7 @@ _STORED = """SELECT c.id, c.status FROM calls AS c
 _HELD = "SELECT call_id, owner, period, pico FROM holds WHERE call_id = ANY(%s)"
 _RELEASE = "DELETE FROM holds WHERE call_id = ANY(%s) RETURNING owner, period, pico, at_ms"
 _EXPIRED = f"""SELECT call_id, owner, pico, at_ms, about, period FROM holds
-    WHERE expires_ms <= %s AND owner = ANY(coalesce(%s::text[], ARRAY[owner]))
-    ORDER BY call_id, owner LIMIT {MAX_LOST} FOR UPDATE SKIP LOCKED"""
+    WHERE expires_ms <= %s ORDER BY call_id, owner LIMIT {MAX_LOST} FOR UPDATE SKIP LOCKED"""
 _FORGET = """DELETE FROM holds USING unnest(%s::text[], %s::text[]) AS w(call_id, owner)
     WHERE holds.call_id = w.call_id AND holds.owner = w.owner"""
 
@@ -231,13 +230,16 @@ def _found_again(link: Link, at_ns: int, id: str) -> int | None:
     return cost
 
 
-def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) -> int:
-    """Turn holds whose lease has ended into spending, with a row for each call; return how many."""
+def lose(link: Link, now: float, zone: tzinfo) -> bool:
+    """Turn holds whose lease has ended into spending, with a row for each call.
+
+    Return whether there may be more.
+    """
     with link.transaction():
         link.execute(SHARED, (list(range(LOCKS)),))
-        found = link.execute(_EXPIRED, (ms(now), owners)).fetchall()
+        found = link.execute(_EXPIRED, (ms(now),)).fetchall()
         if not found:
-            return 0
+            return False
         link.execute(_FORGET, transposed([row[:2] for row in found], 2))
         lost = {row[0]: lost_record(expired(*row[:5])) for row in found}
         places = [(each.call.at_ns, id) for id, each in lost.items()]
@@ -254,7 +256,7 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
             if id not in settled:
                 spend(deltas, owner, pico, at_ms / 1000, zone)
         link.execute(*change(deltas))
-    return len(found)
+    return len(found) == MAX_LOST
 
 
 def marks(records: Sequence[Record], now: float) -> list[Statement]:

@@ -134,7 +134,7 @@ class SQLiteLedger(Ledger):
         return self._write(lambda connection: work(connection.cursor))
 
     def lose(self, now: float) -> None:
-        if self._read(budgets.EXPIRED, (ms(now),)) and not self.spooled():
+        if self._read(budgets.EXPIRED, (ms(now),)) and self.may_expire():
             self.write(lambda sql: budgets.lose(sql, now, self.zone))
 
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
