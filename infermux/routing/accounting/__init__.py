@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -123,10 +124,13 @@ class Accounting:
     def _hold(self, call: Call, target: Target, budget: Budget, pico: int) -> None:
         """Reserve *pico* for the call, with what it holds already."""
         assert self.ledger is not None
-        now, lease = time.time(), self.lease(call)
-        before = call.hold
+        hold, now, lease = call.hold, time.time(), self.lease(call)
+        if hold is not None and pico <= hold.pico:
+            return
         try:
-            if call.hold is None:
+            if hold is not None:
+                call.hold = self.ledger.top_up(hold, pico - hold.pico, at=now, lease=lease)
+            else:
                 call.hold = self.ledger.reserve(
                     budget,
                     pico,
@@ -136,12 +140,8 @@ class Accounting:
                     over=bool(call.override),
                     about=about(call, target),
                 )
-            elif pico > call.hold.pico:
-                more = pico - call.hold.pico
-                call.hold = self.ledger.top_up(call.hold, more, at=now, lease=lease)
-            if call.hold is not before:
-                for each in call.hold.warn:
-                    self._warn(each, now)
+            for each in call.hold.warn:
+                self._warn(each, now)
         except LedgerUnavailable as error:
             if budget.hard:
                 raise
@@ -251,7 +251,7 @@ class Accounting:
         usage = response.usage or Usage(
             response.tokens_in, response.tokens_out, cost_usd=response.cost_usd
         )
-        usage = _completed(call.request, said(response), usage)
+        usage = _completed(call.request, usage, partial(said, response))
         self._charge(call, attempt, usage)
         if response.usage is usage:
             return response
@@ -293,7 +293,7 @@ class Accounting:
             given = {told: own for own, told in (call.ids or {}).items()}
             self._keep_hold(call, attempt, given.get(answer.id, ""))
             return
-        usage = _completed(call.request, answer.text, answer.usage or _NO_USAGE)
+        usage = _completed(call.request, answer.usage or _NO_USAGE, lambda: answer.text)
         if not answer.finish_reason:  # cut off: the vendor's count lacks the last words
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
@@ -311,7 +311,7 @@ class Accounting:
         if not may_be_billed(error, attempt.seconds):
             return
         told = call.usage, call.cost, call.cost_source
-        self._charge(call, attempt, _completed(call.request, "", _NO_USAGE))
+        self._charge(call, attempt, _completed(call.request, _NO_USAGE))
         attempt.assumed = True
         is_late = call.patience is not None and call.seconds >= call.patience
         if is_late and isinstance(error, ProviderTimeout):  # the client left: the vendor may go on
@@ -328,7 +328,7 @@ class Accounting:
             usage = by_price(usage, price := self._targets.price(target))
         if usage.total_tokens is not None and usage.input_tokens is not None:
             # some vendors count reasoning only in the total
-            most = max(usage.output_tokens or 0, usage.total_tokens - tokens_in)
+            most = usage.total_tokens - tokens_in
             if most > (usage.output_tokens or 0):
                 usage = replace(usage, output_tokens=most)
         billed = by_unit(usage, price) if usage.fees else usage
@@ -403,8 +403,8 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     return max(-MAX_PICO, min(without - real, MAX_PICO))
 
 
-def _completed(request: InferRequest, text: str, told: Usage) -> Usage:
-    """Return a usage in which what the vendor does not tell is estimated.
+def _completed(request: InferRequest, told: Usage, text: Callable[[], str] = str) -> Usage:
+    """Return a usage in which what the vendor does not tell is estimated, by the answer's *text*.
 
     Calls that pass through have only what can be counted: nothing is guessed.
     """
@@ -415,7 +415,7 @@ def _completed(request: InferRequest, text: str, told: Usage) -> Usage:
         return asked_usage(request)
     is_empty = not (tokens_in or tokens_out or told.fees)
     if (tokens_out is None or is_empty) and (told.total_tokens or 0) <= (tokens_in or 0):
-        tokens_out = estimate(text)
+        tokens_out = estimate(text())
     if not tokens_in:
         tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
     if (tokens_in, tokens_out or None) == (told.input_tokens, told.output_tokens or None):

@@ -22,7 +22,8 @@ _Sums = tuple[_Tokens, int | None, int | None, int, int | None]
 
 def record(call: Call) -> Record:
     """Return the rows of *call*; its cost is the sum over its billed attempts."""
-    rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
+    place = call.settles or (call.start_ns, call.id)
+    rows = tuple([_attempt(call, place, n, each) for n, each in enumerate(call.attempts)])
     last, error = rows[-1] if rows else None, call.error
     if last:
         names = (last.model, last.served, last.provider)
@@ -31,10 +32,8 @@ def record(call: Call) -> Record:
     else:
         names = ("", "", _text(call.request.provider))
     tokens, cost, first, unpriced, saved = _sums(rows)
-    start_ns, ident = call.settles or (call.start_ns, call.id)
     whole = CallRow(
-        start_ns,
-        ident,
+        *place,
         _text(call.trace_id),
         _text(call.caller.name),
         _tags(tuple(call.tags.items())),
@@ -60,14 +59,12 @@ def record(call: Call) -> Record:
     return Record(whole, rows)
 
 
-def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
+def _attempt(call: Call, place: tuple[int, str], n: int, attempt: Attempt) -> AttemptRow:
     target, usage = attempt.target, attempt.usage or _NO_USAGE
     cost, start, model = attempt.cost, call.started, _text(target.model)
-    start_ns, ident = call.settles or (call.start_ns, call.id)
     final = n == len(call.attempts) - 1
     return AttemptRow(
-        start_ns,
-        ident,
+        *place,
         n,
         _text(target.provider),
         model,
