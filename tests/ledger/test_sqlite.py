@@ -733,6 +733,8 @@ def test_damage_that_shows_later_keeps_budgets_and_every_other_worker(
             ledger.reserve(budget, 900, call_id="0", at=NOON),
         )
         put(ledger, *[call(str(n), at=NOON - n) for n in range(1, 2000)])
+        ledger.objects().add("openai", "web", ["file-1"], NOON)
+        secret = ledger.objects().secret()
     with closing(sqlite3.connect(path)) as sql:
         page = sql.execute("SELECT rootpage FROM sqlite_master WHERE name = 'calls'").fetchone()[0]
     other = SQLiteLedger(path)
@@ -743,6 +745,8 @@ def test_damage_that_shows_later_keeps_budgets_and_every_other_worker(
     with closing(SQLiteLedger(path)) as ledger:
         put(ledger, call("after"))
         assert ledger.spent(budget, NOON) == (900, 0)
+        assert ledger.objects().has("openai", "web", "file-1")
+        assert ledger.objects().secret() == secret  # or ids that were given would be unknown
         put(other, call("other"))
         other.close()  # must not take away the new file's log
         put(ledger, call("last"))

@@ -168,9 +168,10 @@ RESCUE = {
             ON CONFLICT DO NOTHING"""
     ),
     "SELECT * FROM api_keys": "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-    "SELECT * FROM key_hashes": (
-        "INSERT INTO key_hashes VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-    ),
+    **{
+        f"SELECT * FROM {table}": f"INSERT INTO {table} VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        for table in ("key_hashes", "objects")
+    },
     "SELECT version + 1, name FROM versions": "UPDATE versions SET version = ? WHERE name = ?",
 }
 
