@@ -47,6 +47,7 @@ class Refused(NamedTuple):
     """The budget that has too little left, and how much that is."""
 
     budget: Budget
+    limit: int  # in this period
     left: int
 
 
@@ -58,11 +59,12 @@ class Taken(NamedTuple):
     raised: int  # by which the limit is higher in this period
 
 
-def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:
-    """Return the error for a call that may cost *pico* of a budget with *left* pico-USD."""
+def exceeded(found: Refused, pico: int, at: float, zone: tzinfo) -> BudgetExceeded:
+    """Return the error for a call that may cost *pico* pico-USD."""
+    budget, left = found.budget, max(0, found.left)
     reset, name = budget.resets(at, zone), f" {budget.caller!r} of" if budget.members else " of"
     name, comma = (" of this end user,", ",") if budget.user else (name, "")
-    limit, rest, most = (usd(amount) for amount in (budget.limit_pico, max(0, left), pico))
+    limit, rest, most = map(usd, (found.limit, left, pico))
     per = "in total" if reset is None else f"per {budget.period}"
     message = f"the budget{name} {limit} USD {per}{comma} has {rest} USD left"
     message += f", and this call may cost {most} USD"
@@ -70,7 +72,7 @@ def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC
         message += f"; it resets at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
     error = BudgetExceeded(message, retry_after=None if reset is None else reset - at)
     error.then = budget.then
-    error.left = max(0, left)
+    error.left = left
     error.budget = budget
     return error
 
@@ -87,16 +89,14 @@ def decide(
     """
     over, warn, known = hold.over, list[Budget](), list[tuple[Budget, int, int]]()
     for budget, pico in amounts:
-        found, warns = taken[budget.owner], budget.then == "warn"
-        known.append(
-            (budget, budget.limit_pico + found.raised, budget.limit_pico - found.pico - pico)
-        )
-        if found.pico + pico <= min(budget.limit_pico, MAX_SPENT):
+        found, warns, limit = taken[budget.owner], budget.then == "warn", budget.limit_pico
+        known.append((budget, limit + found.raised, limit - found.pico - pico))
+        if found.pico + pico <= min(limit, MAX_SPENT):
             continue
         # a cheaper model that one budget has chosen does not lift the limit of another
         exceeds = rules.over and (budget is hold.budget or budget.then != "reject")
         if not (warns or exceeds) or found.pico + pico > MAX_SPENT:
-            return Refused(budget, budget.limit_pico - found.pico)
+            return Refused(budget, limit + found.raised, limit - found.pico)
         over = True
         if warns and found.warned_ms <= ms(rules.at) - WARN_MS:
             warn.append(budget)

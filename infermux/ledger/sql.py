@@ -198,7 +198,7 @@ class Ledger(ABC):
 
     def _held(self, found: Hold | Refused, pico: int, at: float) -> Hold:
         if isinstance(found, Refused):
-            raise exceeded(found.budget, found.left, pico, at, self.zone)
+            raise exceeded(found, pico, at, self.zone)
         return found
 
     # -- the spool --

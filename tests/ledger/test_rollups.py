@@ -314,7 +314,7 @@ def test_an_operator_raises_and_resets_a_budget_and_the_calls_stay(backend: Any)
             ledger.reserve(daily, 101, call_id="b", at=NOON)
         ledger.adjust(daily, 50, NOON)
         hold = ledger.reserve(daily, 150, call_id="b", at=NOON)
-        with pytest.raises(BudgetExceeded):
+        with pytest.raises(BudgetExceeded, match=r"of 0\.00000000105 USD per day has 0 USD left"):
             ledger.reserve(daily, 1, call_id="c", at=NOON)
         ledger.adjust(daily, None, NOON)
         [state] = ledger.states([daily], NOON)
