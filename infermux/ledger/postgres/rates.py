@@ -62,6 +62,7 @@ OLD_RATES = f"""DELETE FROM rates WHERE NOT EXISTS (SELECT 1 FROM unnest(seconds
     WHERE s > {_NOW} - {2 * SPAN})"""
 _ROW = f"SELECT seconds, requests, tokens, {_NOW} FROM rates WHERE caller = %s"
 log = logging.getLogger("infermux")
+Counts = list[tuple[int, int, int]]  # seconds, with the requests and tokens of each
 
 
 class SharedRates:
@@ -96,7 +97,7 @@ class SharedRates:
         tokens = min(tokens, _MAX_TOKENS)
         if tpm is not None and tokens > tpm:
             with suppress(LedgerUnavailable):
-                _fill(window, *self._row(caller))
+                _tell(window, *self._row(caller))
             return math.inf
         most, heaviest = _MOST if rpm is None else rpm, _MOST if tpm is None else tpm
         values = (caller, tokens, most, tokens, heaviest, tokens)
@@ -109,11 +110,12 @@ class SharedRates:
             return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens, window=window)
         self._alone = False
         [[admitted, *arrays, clock]] = rows
-        now, (seconds, requests, used) = float(clock or 0), map(integers, arrays)
-        _fill(window, seconds, requests, used, now)
+        seconds, requests, used = map(integers, arrays)
+        counts, now = _recent(seconds, requests, used, float(clock or 0))
+        _tell(window, counts, now)
         if admitted == b"t":
             return self._count(caller, rpm, tpm, tokens)
-        return max(_wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm))
+        return max(_wait(counts, 1, now, 1, rpm), _wait(counts, 2, now, tokens, tpm))
 
     def _count(self, caller: str, rpm: int | None, tpm: int | None, tokens: int) -> float | None:
         """Count here what the database has counted; for a minute only what fits here as well."""
@@ -129,12 +131,10 @@ class SharedRates:
         self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
     ) -> float:
         try:
-            seconds, counts, used, now = self._row(caller)
+            counts, now = self._row(caller)
         except LedgerUnavailable:
             return self._local.wait(caller, rpm=rpm, tpm=tpm, requests=requests, tokens=tokens)
-        return max(
-            _minutes(seconds, counts, now, requests, rpm), _minutes(seconds, used, now, tokens, tpm)
-        )
+        return max(_minutes(counts, 1, now, requests, rpm), _minutes(counts, 2, now, tokens, tpm))
 
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
         self._local.give_back(caller, tokens, since=since)
@@ -167,10 +167,9 @@ class SharedRates:
         except LedgerUnavailable:
             self._alone = True
 
-    def _row(self, caller: str) -> tuple[list[int], list[int], list[int], float]:
-        """Return the seconds with counts, the requests and tokens in each, and the time."""
+    def _row(self, caller: str) -> tuple[Counts, float]:
         found = self._database().run(lambda link: link.execute(_ROW, (caller,)).fetchone())
-        return found or ([], [], [], 0.0)
+        return _recent(*found) if found else ([], 0.0)
 
     def check(self) -> None:
         self._local.check()
@@ -179,43 +178,37 @@ class SharedRates:
         self._local.close()
 
 
-def _wait(
-    seconds: list[int], counts: list[int], now: float, wanted: int, limit: int | None
-) -> float:
-    """Return the seconds until *wanted* more fit under *limit*."""
+def _recent(
+    seconds: list[int], requests: list[int], tokens: list[int], now: float
+) -> tuple[Counts, float]:
+    """Return the counts of the minute before *now*, and the time."""
+    counts = zip(seconds, requests, tokens, strict=True)
+    return [each for each in counts if each[0] > math.floor(now) - SPAN], now
+
+
+def _tell(window: Window | None, counts: Counts, now: float) -> None:
+    """Tell *window* what is used, and when none of it counts any more."""
+    if window is not None:
+        window.requests, window.tokens = (sum(each[k] for each in counts) for k in (1, 2))
+        last = [max((each[0] for each in counts if each[k]), default=0) for k in (1, 2)]
+        window.requests_reset, window.tokens_reset = (max(0.0, s + SPAN - now) for s in last)
+
+
+def _wait(counts: Counts, k: int, now: float, wanted: int, limit: int | None) -> float:
+    """Return the seconds until *wanted* more requests (*k* is 1) or tokens (2) fit."""
     if limit is None:
         return 0.0
-    recent = [(s, n) for s, n in zip(seconds, counts, strict=True) if s > math.floor(now) - SPAN]
-    over = sum(n for _, n in recent) + wanted - limit
+    over = sum(each[k] for each in counts) + wanted - limit
     if over <= 0:
         return 0.0
-    freed = accumulate(n for _, n in recent)
-    at = next((s for (s, _), gone in zip(recent, freed, strict=True) if gone >= over), int(now))
+    freed = zip(counts, accumulate(each[k] for each in counts), strict=True)
+    at = next((second for (second, *_), gone in freed if gone >= over), int(now))
     return max(0.001, at + SPAN - now)
 
 
-def _fill(
-    window: Window | None,
-    seconds: list[int],
-    requests: list[int],
-    tokens: list[int],
-    now: float,
-) -> None:
-    """Tell *window* what is used, and when none of it counts any more."""
-    if window is None:
-        return
-    recent = math.floor(now) - SPAN
-    counts = [each for each in zip(seconds, requests, tokens, strict=True) if each[0] > recent]
-    window.requests, window.tokens = sum(n for _, n, _ in counts), sum(t for _, _, t in counts)
-    last = [max((s for s, *used in counts if used[k]), default=0) for k in (0, 1)]
-    window.requests_reset, window.tokens_reset = (max(0.0, s + SPAN - now) for s in last)
-
-
-def _minutes(
-    seconds: list[int], counts: list[int], now: float, wanted: int, limit: int | None
-) -> float:
+def _minutes(counts: Counts, k: int, now: float, wanted: int, limit: int | None) -> float:
     """Return the seconds until *wanted* more fit; more than *limit* take several minutes."""
     if limit is None or wanted <= 0:
         return 0.0
     whole, rest = divmod(wanted - 1, limit)
-    return whole * float(SPAN) + _wait(seconds, counts, now, rest + 1, limit)
+    return whole * float(SPAN) + _wait(counts, k, now, rest + 1, limit)
