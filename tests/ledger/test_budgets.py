@@ -364,6 +364,72 @@ def test_a_clock_that_steps_resets_nothing_twice(ledger: Ledger) -> None:
     ]
 
 
+TEAM = Budget("team", 2000, "day", members=("web", "app"))
+MIXED = (
+    Budget("web", 1000, "day", also=(TEAM,)),
+    Budget("web", 3000, "month", "warn", also=(TEAM,)),
+    Budget("web", 4000, "total", "cheap"),
+    Budget("app", 800, "day", "cheap", also=(TEAM, Budget("all", 900, "month", members=("app",)))),
+    Budget("web", 400, "day", user="u"),
+    TEAM,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_both_databases_answer_alike(emptied: Any, tmp_path: Path, seed: int) -> None:
+    """Whatever the order of reservations, top-ups, settlements, lost calls and adjustments."""
+    from infermux.ledger.postgres import PostgresLedger
+
+    rng, now, held = random.Random(seed), NOON, dict[str, Hold]()
+    emptied.fill(full=False)
+    there = {"spool": tmp_path / "spool", "clock": lambda: now, "patient": True}
+    ledgers = (
+        SQLiteLedger(tmp_path / "l.db", busy=60, clock=lambda: now),
+        PostgresLedger(emptied.database.service, **there),
+    )
+
+    def both(method: str, *values: Any, **options: Any) -> Any:
+        found = []
+        for ledger in ledgers:
+            try:
+                found.append(getattr(ledger, method)(*values, **options))
+            except BudgetExceeded as error:
+                found.append((error.message, error.left))
+        assert found[0] == found[1], method
+        return found[0]
+
+    for n in range(60):
+        now += rng.choice([0, 1, 300, 1000, 40_000])
+        both("lose", now)
+        budget, pico = rng.choice(MIXED), rng.choice([0, 1, 150, 400, 3000])
+        id, hold = rng.choice([*held.items()] or [("", None)])
+        kind = rng.choice(["reserve", "reserve", "top up", "settle", "settle", "adjust"])
+        if kind == "adjust":
+            both("adjust", budget, rng.choice([None, 500]), now)
+        elif hold is None or kind == "reserve":
+            caller = budget.members[0] if budget.members else budget.caller
+            about = json.dumps([int(now) * 10**9, "", caller, "{}", "", "m", "m", "p", ""])
+            given = {"lease": rng.choice([60, 900]), "over": n % 5 == 0, "about": about}
+            found = both("reserve", budget, pico, call_id=f"{n}", at=now, **given)
+            held |= {f"{n}": found} if isinstance(found, Hold) else {}
+        elif kind == "top up":
+            found = both("top_up", hold, pico, at=now, lease=600)
+            held[id] = found if isinstance(found, Hold) else hold
+        else:
+            caller = hold.budget.members[0] if hold.budget.members else hold.budget.caller
+            row = settled(id, rng.choice([None, pico]), at=hold.at, caller=caller)
+            for _ in range(rng.choice([1, 1, 2])):
+                both("settle", row, hold._replace(pico=hold.pico - n % 2))
+            del held[id]
+        for each in MIXED:
+            both("states", [each], now), both("states", [each], now - DAY)
+        both("rows")
+        assert both("problems") == []
+    for ledger in ledgers:
+        ledger.close()
+
+
 # -- many at once ----------------------------------------------------------------------------------
 
 
