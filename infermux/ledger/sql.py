@@ -32,7 +32,7 @@ from . import (
 )
 from .holds import MAX_USERS, Refused, Rules, exceeded
 from .spool import Deferred, Spool
-from .stores import Ask, Sql
+from .stores import Ask, Database, Sql
 from .stores.alerts import AlertLog
 from .stores.answers import AnswerStore
 from .stores.keys import KeyStore
@@ -229,14 +229,21 @@ class Ledger(ABC):
         """Whether holds may expire: not while their calls may be in the spool."""
         return self._spool().is_empty()
 
+    # -- what calls read and write beside their budgets --
+
+    @property
+    def _brief(self) -> Database:
+        """The database as calls use it, which cannot wait for long."""
+        return self
+
     def keys(self) -> KeyStore:
-        return KeyStore(self)
+        return KeyStore(self._brief)
 
     def answers(self) -> AnswerStore:
-        return AnswerStore(self)
+        return AnswerStore(self._brief)
 
     def objects(self) -> Objects:
-        return Objects(self)
+        return Objects(self._brief)
 
     # -- reports --
 

@@ -658,6 +658,32 @@ def test_a_database_that_does_not_answer_is_given_up_in_time(there: Database, op
             assert patiently(ledger.settle, settled(trouble.__name__, 1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda ledger: ledger.keys().version(),
+        lambda ledger: ledger.answers().find("0", NOON),
+        lambda ledger: ledger.objects().has("openai", "web", "file-1"),
+    ],
+    ids=["keys", "answers", "objects"],
+)
+def test_what_else_a_call_reads_is_given_up_in_time(
+    there: Database, opens: Opens, read: Callable[[PostgresLedger], Any]
+) -> None:
+    for _ in range(5):  # a busy machine may take longer, but not always
+        with Proxy(there.server.port) as proxy:
+            ledger = opens(there.at(proxy.port), clock=lambda: NOON, patient=False)
+            patiently(read, ledger)
+            proxy.swallow()
+            began = time.monotonic()
+            with pytest.raises(LedgerUnavailable):
+                read(ledger)
+            if (took := time.monotonic() - began) < 0.95:
+                return
+    raise AssertionError(took)
+
+
 def refusals(ledger: PostgresLedger) -> Iterator[float]:
     """Yield the seconds that each of three calls takes to learn that the database is away."""
     for n in range(3):

@@ -32,8 +32,6 @@ from ..periods import ms
 from ..spool import Deferred, Spool
 from ..sql import Ledger
 from ..stores import Ask
-from ..stores.answers import AnswerStore
-from ..stores.keys import KeyStore
 from . import copy, prune, schema, settlements
 from .budgets import Reservations
 from .circuits import Circuits
@@ -72,14 +70,14 @@ class _Process:
 class _Brief:
     """The database with the short deadlines of calls."""
 
-    def __init__(self, database: Callable[[], Database]) -> None:
-        self._database = database
+    def __init__(self, database: Database) -> None:
+        self._run = database.run
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
-        return self._database().run(lambda link: read_only(link, work))
+        return self._run(lambda link: read_only(link, work))
 
     def write(self, work: Callable[[Any], T]) -> T:
-        return self._database().run(lambda link: transact(link, work))
+        return self._run(lambda link: transact(link, work))
 
 
 def read_only(link: Link, work: Callable[[Ask], T]) -> T:
@@ -120,7 +118,6 @@ class PostgresLedger(Ledger):
         self.spool_path = os.path.abspath(spool)
         self._own_clock, self._migrate, self.patient = clock is not None, migrate, patient
         self._process = _Process(self)
-        self._brief = _Brief(lambda: self._database)
 
     # -- time --
 
@@ -231,11 +228,9 @@ class PostgresLedger(Ledger):
 
     # -- what else hosts share --
 
-    def keys(self) -> KeyStore:
-        return KeyStore(self._brief)
-
-    def answers(self) -> AnswerStore:
-        return AnswerStore(self._brief)
+    @property
+    def _brief(self) -> _Brief:
+        return _Brief(self._database)
 
     def rates(self, local: Rates) -> SharedRates:
         """Return limits per minute over all hosts; *local* is used while the database is away."""
