@@ -20,7 +20,7 @@ from contextlib import suppress
 from functools import partial
 from sqlite3 import Cursor
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from ...types import Clock
 from .. import (
@@ -57,7 +57,7 @@ class _Process:
     def __init__(self, path: str, commit: Callable[[_Process, Sequence[Job]], None]) -> None:
         self.pid = os.getpid()
         self.spool = Spool(f"{path}.spool")
-        self.group = GroupCommit(lambda jobs: commit(self, jobs))
+        self.group = GroupCommit(partial(commit, self))
         self.writer: Place = SimpleNamespace(connection=None)  # used by the thread that writes
         self.reader: Place = threading.local()  # one per thread, closed when the thread ends
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -97,15 +97,12 @@ class SQLiteLedger(Ledger):
         return self._write(lambda file: budgets.top_up(more, file.cursor, hold, rules), hold.budget)
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        return self._write(lambda connection: self._settle(connection, record, hold))
-
-    def _settle(self, connection: Connection, record: Record, hold: Hold | None) -> bool:
-        return schema.settle(connection.cursor, record, hold, connection.plans, self.zone)
+        return self._write(lambda to: schema.settle(to.cursor, record, hold, to.plans, self.zone))
 
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
-        def work(connection: Connection) -> None:
+        def work(to: Connection) -> None:
             for record, hold in batch:
-                self._settle(connection, record, hold)
+                schema.settle(to.cursor, record, hold, to.plans, self.zone)
 
         self._write(work)
 
@@ -181,25 +178,25 @@ class SQLiteLedger(Ledger):
             self._process = _Process(self.path, self._commit)
         return self._process
 
-    def _patience(self, *, hard: bool = False) -> float:
-        """Return the seconds that a write waits; fewer after a failure, least unless *hard*."""
+    def _patience(self, budget: Budget | None = None) -> float:
+        """Return the seconds that a write waits; fewer after a failure, more for a hard budget."""
         if self._failure is None:
             return self._busy
-        return self._busy / 2 if hard else BRIEF_SECONDS
+        return self._busy / 2 if budget is not None and budget.hard else BRIEF_SECONDS
 
     def _write(self, work: Callable[[Connection], T], budget: Budget | None = None) -> T:
         """Return the result of *work*, run in a transaction that other threads may share.
 
         With a *budget*, it is not checked that the file still exists: settling does that.
         """
-        busy = self._patience(hard=budget is not None and budget.hard)
-        job = Job(work, busy, anywhere=budget is not None)
+        job = Job(work, self._patience(budget), anywhere=budget is not None)
         if not self._here().group.run(job):
             raise self._unavailable("other threads have been writing for too long", temporary=True)
         self._report()
         if job.error is not None:
             raise job.error
-        return cast(T, job.result)
+        found: T = job.result
+        return found
 
     def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
         """Run *jobs* in one transaction; if one fails, run each in its own."""
