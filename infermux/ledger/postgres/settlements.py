@@ -7,7 +7,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any, get_type_hints
 
@@ -121,25 +121,13 @@ def _expect(
     deltas: Deltas, call: CallRow, hold: Hold | None, zone: tzinfo
 ) -> list[tuple[str, str, str, int]]:
     """Add to *deltas* what a call spends and releases; return its holds."""
-    owners, at = _owners(call, hold)
-    for owner in {call.caller, *owners}:
-        spend(deltas, owner, call.cost or 0, at, zone)
+    _spend(deltas, call, hold, {}, 0, zone)
     if hold is None:
         return []
-    held = [(hold.call_id, each.owner, each.key(at, zone), hold.pico) for each in hold.budget.all]
-    for _, owner, key, pico in held:
-        add(deltas, owner, key, 0, -pico)
-    return held
-
-
-def _owners(call: CallRow, hold: Hold | None) -> tuple[set[str], float]:
-    """Return the budgets of a call, and when they count it.
-
-    The caller may have had a budget of its own in these periods, too.
-    """
-    if hold is None:
-        return {call.caller}, call.at_ns / 1e9
-    return {each.owner for each in hold.budget.all}, hold.at
+    keys = [(each.owner, each.key(hold.at, zone)) for each in hold.budget.all]
+    for owner, key in keys:
+        add(deltas, owner, key, 0, -hold.pico)
+    return [(hold.call_id, *key, hold.pico) for key in keys]
 
 
 def expected(link: Link, batch: Sequence[Deferred], zone: tzinfo) -> tuple[list[int], list[int]]:
@@ -173,12 +161,10 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
         for statement in ((SHARED, (locks([call.caller]),)), *marks([record], now)):
             link.execute(*statement)
         ids = list({call.id, hold.call_id} if hold else {call.id})
-        released = {
-            owner: (key, pico, at_ms / 1000)
-            for owner, key, pico, at_ms in link.execute(_RELEASE, (ids,)).fetchall()
-        }
-        for owner, (key, pico, _) in released.items():
+        released: dict[str, float] = {}  # when they were reserved, by owner
+        for owner, key, pico, at_ms in link.execute(_RELEASE, (ids,)).fetchall():
             add(deltas, owner, key, 0, -pico)
+            released[owner] = at_ms / 1000
         new, taken_back = bool(write_rows(link, [record])), None
         if not new and (taken_back := _found_again(link, call.at_ns, call.id)) is not None:
             new = bool(write_rows(link, [record]))
@@ -195,16 +181,20 @@ def _spend(
     deltas: Deltas,
     call: CallRow,
     hold: Hold | None,
-    released: dict[str, tuple[str, int, float]],
+    released: Mapping[str, float],
     taken_back: int,
     zone: tzinfo,
 ) -> None:
-    """Add what a call has cost to the periods of what it held, else of its start."""
-    owners, start = _owners(call, hold)
+    """Add what a call has cost to the periods of what it held, else of its start.
+
+    The caller may have had a budget of its own in these periods, too.
+    """
+    owners, start = {call.caller}, call.at_ns / 1e9
+    if hold is not None:
+        owners, start = {each.owner for each in hold.budget.all}, hold.at
     for owner in {call.caller, *owners, *released}:
-        at = released[owner][2] if owner in released else start
         back = taken_back if owner in owners - released.keys() else 0
-        spend(deltas, owner, (call.cost or 0) - back, at, zone)
+        spend(deltas, owner, (call.cost or 0) - back, released.get(owner, start), zone)
 
 
 def write_rows(link: Link, records: Sequence[Record]) -> set[str]:
