@@ -16,7 +16,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from sqlite3 import Cursor
 from types import SimpleNamespace
@@ -179,7 +178,7 @@ class SQLiteLedger(Ledger):
         return self._process
 
     def _patience(self, budget: Budget | None = None) -> float:
-        """Return the seconds that a write waits; fewer after a failure, more for a hard budget."""
+        """Return the seconds that a write waits; fewer after a failure."""
         if self._failure is None:
             return self._busy
         return self._busy / 2 if budget is not None and budget.hard else BRIEF_SECONDS
@@ -187,9 +186,9 @@ class SQLiteLedger(Ledger):
     def _write(self, work: Callable[[Connection], T], budget: Budget | None = None) -> T:
         """Return the result of *work*, run in a transaction that other threads may share.
 
-        With a *budget*, it is not checked that the file still exists: settling does that.
+        One that a hard *budget* needs waits longer for a file that could not be written.
         """
-        job = Job(work, self._patience(budget), anywhere=budget is not None)
+        job = Job(work, self._patience(budget))
         if not self._here().group.run(job):
             raise self._unavailable("other threads have been writing for too long", temporary=True)
         self._report()
@@ -201,40 +200,12 @@ class SQLiteLedger(Ledger):
     def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
         """Run *jobs* in one transaction; if one fails, run each in its own."""
         try:
-            if len(jobs) == 1 and self._at_once(process, jobs[0]):
-                return
-            results = self._guarded(
-                process, process.writer, lambda found: self._transact(process, found, jobs)
-            )
+            self._guarded(process, process.writer, partial(self._transact, process, jobs))
             self._failure = None
-            for job, result in zip(jobs, results, strict=True):
-                job.result, job.done = result, True
+            for job in jobs:
+                job.done = True
         except Exception as error:
             fail(jobs, error, partial(self._commit, process))
-
-    def _at_once(self, process: _Process, job: Job) -> bool:
-        """Try to run *job* directly; on False nothing was written, and `_guarded` is needed.
-
-        This does the work of `_transact` in less than half of the time.
-        """
-        connection: Connection | None = process.writer.connection
-        if connection is None or connection.closed:
-            return False
-        cursor = connection.cursor
-        try:
-            cursor.execute("BEGIN IMMEDIATE")
-            if job.anywhere or self._file.at_path(connection):
-                job.result = job.work(connection)
-                cursor.execute("COMMIT")
-                self._failure, job.done = None, True
-        except (sqlite3.Error, OSError):
-            pass
-        finally:
-            if not job.done:
-                connection.plans.clear()
-                with suppress(sqlite3.Error):
-                    cursor.execute("ROLLBACK")
-        return job.done
 
     def _read(self, query: str, values: Sequence[str | int]) -> list[Any]:
         return self._use_reader(lambda connection: connection.ask(query, values))
@@ -280,9 +251,7 @@ class SQLiteLedger(Ledger):
         while self._file.moved:  # logged only here, as opening holds a lock
             log.error("%s", self._file.moved.pop())
 
-    def _transact(
-        self, process: _Process, connection: Connection, jobs: Sequence[Job]
-    ) -> list[Any]:
+    def _transact(self, process: _Process, jobs: Sequence[Job], connection: Connection) -> None:
         busy = max([job.busy for job in jobs])
         connection.begin(busy)
         # checked within the transaction: a damaged file is renamed only while nobody writes
@@ -290,9 +259,9 @@ class SQLiteLedger(Ledger):
         if current is not connection:
             current.begin(busy)
         try:
-            results = [job.work(current) for job in jobs]
+            for job in jobs:
+                job.result = job.work(current)
             current.cursor.execute("COMMIT")
-            return results
         except BaseException:
             current.plans.clear()
             if current.sql.in_transaction:
