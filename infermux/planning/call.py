@@ -173,6 +173,10 @@ class Call:
         seconds = min([each for each in (self.patience, own) if each is not None], default=longest)
         return Deadline(seconds, by_client=seconds == self.patience, on_wait=self.on_wait)
 
+    def most_attempts(self, usual: int) -> int:
+        """Return the most upstream requests of the call: its name's, else *usual*."""
+        return (self.settings.attempts if self.settings is not None else 0) or usual
+
     def has_tried(self, target: Target) -> bool:
         return any(attempt.target == target for attempt in self.attempts)
 

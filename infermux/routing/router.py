@@ -293,7 +293,7 @@ class Router:
         The limit of attempts and the deadline hold for all targets together.
         """
         plan, own = cast(Plan, call.plan), call.settings
-        most = (own.attempts if own is not None else 0) or self.attempts
+        most = call.most_attempts(self.attempts)
         failover = Deadline(FAILOVER_SECONDS if call.request.passed is None else CALL_SECONDS)
         queue = TargetQueue(plan.targets, self.targets.reserve(plan) if plan.dropped else ())
         last: InferMuxError | None = None
