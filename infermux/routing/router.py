@@ -59,6 +59,10 @@ from .targets import TargetPermit, TargetPool
 CALL_SECONDS = 600.0  # deadline if client and configuration set none (as the SDKs)
 FAILOVER_SECONDS = 60.0  # deadline of attempts while another target is untried
 SHARE = 0.5  # of the remaining time, for an attempt while another target is untried
+_PARTS = (
+    *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets", "admission"),
+    *("ids", "files", "keyring", "accounting", "users", "answers", "observers", "hooks"),
+)
 log = logging.getLogger("infermux")
 Observer = Callable[[Call], None]
 Answer = TypeVar("Answer")
@@ -111,7 +115,8 @@ class Router:
 
     def take_over(self, other: Router) -> None:
         """Replace registry, state and configuration by those of *other*, from a newer file."""
-        vars(self).update(vars(other))
+        for part in _PARTS:
+            setattr(self, part, getattr(other, part))
 
     @property
     def ledger(self) -> Ledger | None:
