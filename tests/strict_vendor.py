@@ -419,6 +419,8 @@ def _check_chat_model(model: str, body: JSON) -> None:
     for name in ("tool_choice", "parallel_tool_calls"):
         if name in body and not tools:
             raise Refused(f"'{name}' is only allowed when 'tools' are specified.", param=name)
+    if len(body.get("stop") or ()) > 4 and isinstance(body["stop"], list):
+        raise Refused("Invalid 'stop': array too long.", "array_above_max_length", "stop")
     if "stop" in body and re.match(r"gpt-[5-9](?!.*-chat)|o[34](?!-mini)|o4", model):
         raise Refused("Unsupported parameter: 'stop' is not supported with this model.", "", "stop")
     if model.startswith("gpt-4o") and (most := body.get("max_tokens", 0)) > 16_384:
@@ -1254,6 +1256,8 @@ def messages(body: JSON) -> Asked:
     for name in ("model", "messages", "max_tokens"):
         if name not in body:
             raise Refused(f"{name}: Field required")
+    if not all(stop.strip() for stop in body.get("stop_sequences") or ()):
+        raise Refused("stop_sequences: each stop sequence must contain non-whitespace")
     _check_thinking(body)
     user = (body.get("metadata") or {}).get("user_id")
     known(body.get("metadata") or {}, {"user_id"}, "metadata", EXTRA)
@@ -1712,6 +1716,8 @@ def gemini(body: JSON, model: str) -> Asked:
         raise Refused(
             "Function calling with a response mime type: 'application/json' is unsupported"
         )
+    if len(config.get("stopSequences") or ()) > 5:
+        raise Refused("* GenerateContentRequest.generation_config.stop_sequences: too many")
     chosen = "functionCallingConfig" in (body.get("toolConfig") or {})
     if chosen and not any("functionDeclarations" in tool for tool in body.get("tools") or ()):
         raise Refused("Function calling config is set without function_declarations.")

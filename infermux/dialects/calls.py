@@ -18,6 +18,7 @@ from ..pricing import find
 from ..protocol import InferRequest, InferResponse, must_be
 from ..types import JSON, NOTHING, Chunk, Usage
 from . import Dialect, listed, members, without
+from .stops import stopped, stopped_stream, stops_of
 from .tools import name_of
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
@@ -31,6 +32,7 @@ class Calls:
         self._names, self._translates = names, request is not None
         native = None if request is None else request.native
         self._form = "" if native is None else native.dialect  # "": of the library, or of MIST
+        self._stops = () if request is None else stops_of(request)
 
     def restored(self, calls: Sequence[JSON]) -> Sequence[JSON]:
         """Return calls, or their deltas, with the client's names, and ids that are new to it."""
@@ -40,6 +42,8 @@ class Calls:
         """Return a whole answer as the client's; raise ProviderError if it has failed."""
         if not self._translates:
             return response
+        if self._stops:
+            response = stopped(response, self._stops)
         reason, called = response.finish_reason, bool(response.tool_calls)
         response.finish_reason = self._end(reason, bool(response.content), called)
         if reason and not response.finish_reason:
@@ -52,6 +56,7 @@ class Calls:
 
     def chunks(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Return the chunks of a stream as the client's; raise ProviderError if it has failed."""
+        chunks = stopped_stream(chunks, self._stops) if self._stops else chunks
         return self._translated(chunks) if self._translates else chunks
 
     def _translated(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -1,7 +1,7 @@
-"""Ends an answer at the client's stop sequences where the vendor's format has none.
+"""Ends an answer at the client's stop sequences where the vendor does not.
 
-Responses has no `stop`. The vendor writes on, and what it writes after the stop is billed, but the
-client does not see it.
+Responses has no `stop`, other formats do not take all or as many. The vendor writes on, and what it
+writes after the stop is billed, but the client does not see it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from ..protocol import InferRequest, InferResponse
 from ..types import Chunk
 from . import strings
 
-RESPONSES = "responses"
-
 
 def stops_of(request: InferRequest) -> tuple[str, ...]:
     """Return the stop sequences; raise RequestError if they are neither a string nor strings."""
     given = request.params.get("stop")
-    if given is None or request.body_in(RESPONSES) is not None:
-        return ()  # a client of Responses has no such parameter
+    if given is None:
+        return ()
     return tuple(filter(None, strings(given, "stop")))
 
 

@@ -454,6 +454,28 @@ def test_empty_lists_and_what_is_about_them_are_not_sent(front, vendors, path, a
 
 @both_ways
 @pytest.mark.parametrize(
+    ("client", "dialect", "name", "stops", "taken"),
+    [
+        (OpenAIClient, "anthropic", "stop", ["\n", "END"], ["END"]),
+        (OpenAIClient, "gemini", "stop", [*"12345", "\n"], [*"12345"]),
+        (AnthropicClient, "openai", "stop_sequences", [*"1234", "\n"], [*"1234"]),
+    ],
+)
+def test_stops_that_the_vendor_does_not_take_end_the_answer_too(
+    front, vendors, client, dialect, name, stops, taken, streamed
+):
+    said = Turn("A line,\nand another.")
+    vendor = vendors[dialect].script(says(dialect, said, streamed=streamed))
+    asked = [{"role": "user", "content": "?"}]
+    body = client.body(MODELS[dialect], asked, streamed=streamed) | {name: stops}
+    assert request(client, front, body, streamed=streamed).text == "A line,"
+    sent = vendor.seen[-1].body
+    known = sent.get("stop") or sent.get("stop_sequences") or sent["generationConfig"]
+    assert (known["stopSequences"] if dialect == "gemini" else known) == taken
+
+
+@both_ways
+@pytest.mark.parametrize(
     "client", [OpenAIClient, AnthropicClient, MistClient], ids=lambda client: client.name
 )
 def test_geminis_signature_on_a_call_comes_back_to_it(front, vendors, client, streamed):

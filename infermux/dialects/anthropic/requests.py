@@ -318,7 +318,8 @@ def _params(request: InferRequest, drop: Drop, *, unthought: bool = False) -> JS
     body = only(params, OWN)
     body |= _tools(params, drop) | _identity(params, drop) | _tier(params, drop)
     if "stop" in params:
-        body["stop_sequences"] = strings(params["stop"], "stop")
+        stops = strings(params["stop"], "stop")  # blank ones are refused: see `calls`
+        body["stop_sequences"] = [each for each in stops if each.strip()]
     limits = (typed(params, name, int) for name in ("max_completion_tokens", "max_tokens"))
     limit = min((limit for limit in limits if limit is not None), default=None)
     forced = obj(body.get("tool_choice")).get("type") in ("any", "tool")

@@ -179,7 +179,7 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
         own, kind = SCALARS[name]
         config[own] = require(value, name, kind)
     elif name == "stop":
-        config["stopSequences"] = strings(value, name)
+        config["stopSequences"] = strings(value, name)[:5]  # at most: see `calls`
     elif name == "reasoning_effort":
         if effort := _thinking(require(value, name, str), drop):
             config["thinkingConfig"] = effort

@@ -131,6 +131,8 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body["tools"] = [tool for tool in tools if tool]
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
+        elif name == "stop" and isinstance(value, list) and _OPENAI.match(request.model):
+            body[name] = value[:4]  # at most: see `calls`
         elif name in PARAMS:
             body[name] = value
         elif name != "stream_options" and not is_neutral(name, value):

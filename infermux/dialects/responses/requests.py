@@ -126,7 +126,7 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
         elif name in PARAMS:
             body[name] = value
         elif name == "stop":
-            stops_of(request)  # the answer ends at them: see `upstream`
+            stops_of(request)  # the answer ends at them: see `calls`
         elif name == "stream_options":
             continue  # every stream has its usage
         elif name in _CHAT_ONLY or name in others:

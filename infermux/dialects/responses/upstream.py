@@ -29,7 +29,6 @@ from ..blocks import answer
 from ..openai.requests import fitted_names, refused
 from ..openai.upstream import DONE, auth, decode_error
 from ..parameters import Drop, Unsaid, hint
-from ..stops import stopped, stopped_stream, stops_of
 from . import NAME, RESOURCE, STANDARD, Support
 from .events import Reader, read_response, usage_of
 from .requests import fitted_input, is_foreign, translated, with_summary
@@ -139,14 +138,9 @@ class Responses:
         said = Reader(self.support.form).output(body)
         found = answer(request, native, *said)
         found.extra = {"pending": True} if body.get("status") in _PENDING else {}
-        stops = stops_of(request)
-        return stopped(found, stops) if stops else found
+        return found
 
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
-        chunks, stops = self._read(events), stops_of(request)
-        return stopped_stream(chunks, stops) if stops else chunks
-
-    def _read(self, events: Events) -> Iterator[Chunk]:
         reader = Reader(self.support.form)
         for event in events:
             if event is None or not event.data:
