@@ -1249,7 +1249,9 @@ def test_wrong_types_in_a_request_are_the_callers_to_mend(place):
         try:
             gemini.encode_request(InferRequest(model="m", **wrong), stream=False)
         except RequestError as error:
-            assert error.param or "JSON" in error.message
+            assert error.param
+        except ValueError:
+            assert odd != odd  # NaN, of which the provider tells
 
 
 @pytest.mark.parametrize(

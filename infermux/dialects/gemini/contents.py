@@ -22,7 +22,6 @@ _DOCUMENTS = re.compile(r"application/pdf|text/.+")  # that other vendors read
 _SOUNDS = {"audio/mpeg": "mp3", "audio/mp3": "mp3", "audio/x-wav": "wav", "audio/wave": "wav"}
 _GOOGLES = ("generativelanguage.googleapis.com", "youtube.com", "www.youtube.com", "youtu.be")
 _BESIDE = {"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"}
-_RESULTS = ("output", "result")  # members of a response that hold all of it
 
 
 def repeated(value: object, place: str) -> list[JSON]:
@@ -174,7 +173,7 @@ def _said(response: JSON) -> tuple[str, bool]:
     """Return the text of a function's response, and whether it is an error."""
     if len(response) == 1:
         ((name, value),) = response.items()
-        if name in (*_RESULTS, "error"):
+        if name in ("output", "result", "error"):  # it holds all of it
             words = value if isinstance(value, str) else strict_json.dumps(value)
             return words, name == "error"
     return strict_json.dumps(response), False

@@ -407,8 +407,7 @@ class _Conversation:
         parts = self._parts(message["content"], place)
         words = "".join(part["text"] for part in parts if "text" in part)
         failed = require(message.get("is_error", False), f"{place}.is_error", bool)
-        result = {"error": words} if failed else _json_object(words)
-        answered: JSON = {"response": {"result": words} if result is None else result}
+        answered: JSON = {"response": {"error": words} if failed else _as_object(words)}
         media = [part for part in parts if "text" not in part]
         inside = [part for part in media if self.signs and _fits_inside(part)]
         beside = [part for part in media if part not in inside]
@@ -427,12 +426,12 @@ def _fits_inside(part: JSON) -> bool:
     return _INSIDE.fullmatch(part.get("inlineData", {}).get("mimeType", "")) is not None
 
 
-def _json_object(words: str) -> JSON | None:
+def _as_object(words: str) -> JSON:
     try:
         value = strict_json.loads(words)
     except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        value = None
+    return value if isinstance(value, dict) else {"result": words}
 
 
 def _signature(call: JSON, place: str) -> JSON:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-from ...errors import ProviderError, RequestError, StreamIncomplete
+from ...errors import ProviderError, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
 from ...protocol.json_array import ArrayParser
 from ...protocol.strict_json import Document
@@ -117,10 +117,7 @@ def encode_request(request: InferRequest, *, stream: bool, key: bytes | None = N
     body = embedding(request, drop) if embeds else translated(request, drop, key)
     if request.op == COUNT_TOKENS and body.keys() != {"contents"}:
         body = {"generateContentRequest": {"model": f"models/{model_of(request)}"} | body}
-    try:
-        return request.encode(body)
-    except (ValueError, TypeError):
-        raise RequestError("the request holds a value that is not valid JSON") from None
+    return request.encode(body)
 
 
 def _adapted(body: Document, model: str) -> bytes:

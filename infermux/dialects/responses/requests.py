@@ -61,10 +61,10 @@ EXPRESSED = (
     }
 )
 _ROLES = ("system", "developer", "user", "assistant")
-# These models encrypt their reasoning; others refuse to be asked for it.
-_REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-9]|3-mini)")
-# These can summarize their reasoning: platform.openai.com/docs/guides/reasoning
+# These models can summarize their reasoning: platform.openai.com/docs/guides/reasoning
 _SUMMARIZES = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)")
+# These encrypt their reasoning; others refuse to be asked for it.
+_REASONS = re.compile(rf"{_SUMMARIZES.pattern}|grok-([4-9]|3-mini)")
 _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor may know
 _FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
 
