@@ -1,9 +1,6 @@
-"""Bodies of requests and answers: further members, a limit of the output, the time to parse."""
+"""Bodies of requests and answers: further members, limits of the output, the time to parse."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from ..dialects import obj as as_object
 from ..dialects.openai.requests import COMPLETION_TOKENS
@@ -28,13 +25,13 @@ def check_size(data: bytes, exchange: Exchange) -> None:
         raise ProviderTimeout("the provider's answer came too late to be read")
 
 
-def with_members(body: bytes, members: Mapping[str, Any]) -> bytes:
-    return strict_json.encode(as_object(strict_json.lenient(body)) | dict(members))
-
-
-def with_limits(body: bytes, request: InferRequest, form: str) -> bytes:
-    """Return a body in a format with the limits of the output and tools that a budget can pay."""
+def completed(body: bytes, request: InferRequest, form: str) -> bytes:
+    """Return a body in a format with the configuration's params, and the limits of the output and
+    tools that a budget can pay.
+    """
     found = as_object(strict_json.lenient(body))
+    if request.forced is not None:
+        found = {**found, **request.forced.params}
     if request.most_uses is not None:
         found = with_uses(found, request.most_uses, form)
     if request.most_output is not None:

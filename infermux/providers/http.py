@@ -38,7 +38,7 @@ from ..protocol.sse import Event, Parser
 from ..types import JSON, Chunk, Deadline
 from . import passing
 from .base import Provider, load_dialect
-from .bodies import LARGE, check_size, with_limits, with_members
+from .bodies import LARGE, check_size, completed
 from .chunked import decoded, length, pieces
 from .credentials import Credentials, bearer_token, is_static, signing_secrets, with_revealed
 from .failures import FOREIGN, Guard
@@ -252,10 +252,8 @@ class HTTPProvider(Provider):
         path = dialect.path(request, stream=stream)
         try:
             body = dialect.encode_request(request, stream=stream)
-            if request.forced is not None:
-                body = with_members(body, request.forced.params)
-            if request.most_output is not None or request.most_uses is not None:
-                body = with_limits(body, request, dialect.NAME)
+            if (request.forced, request.most_output, request.most_uses) != (None, None, None):
+                body = completed(body, request, dialect.NAME)
         except RequestError as error:
             error.elsewhere = True  # another target may have another format
             raise
