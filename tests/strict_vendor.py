@@ -1716,6 +1716,10 @@ def gemini(body: JSON, model: str) -> Asked:
         raise Refused(
             "Function calling with a response mime type: 'application/json' is unsupported"
         )
+    if re.match(r"gemini-(2\.5|[3-9])", model) and (
+        config.get("presencePenalty") or config.get("frequencyPenalty")
+    ):
+        raise Refused("Penalty is not enabled for this model")
     if len(config.get("stopSequences") or ()) > 5:
         raise Refused("* GenerateContentRequest.generation_config.stop_sequences: too many")
     chosen = "functionCallingConfig" in (body.get("toolConfig") or {})

@@ -1161,6 +1161,19 @@ def test_a_call_comes_after_a_turn_of_the_user():
 
 
 @pytest.mark.parametrize(
+    ("model", "takes"),
+    [("gemini-2.0-flash", True), ("gemini-2.5-pro", False), ("gemini-3.5-flash", False)],
+)
+def test_penalties_go_only_to_models_that_take_them(model, takes):
+    params = {"presence_penalty": 0.5, "frequency_penalty": 0}
+    request = InferRequest(model, [HELLO], params=params, dropped=[])
+    body = strict_json.loads(gemini.encode_request(request, stream=False))
+    wanted = {"presencePenalty": 0.5, "frequencyPenalty": 0}
+    assert body.get("generationConfig", {}) == (wanted if takes else {})
+    assert request.dropped == ([] if takes else ["presence_penalty"])
+
+
+@pytest.mark.parametrize(
     ("model", "inside"), [("gemini-2.5-pro", False), ("gemini-3.5-flash", True)]
 )
 def test_what_a_result_shows_is_in_it_from_gemini_3_on(model, inside):

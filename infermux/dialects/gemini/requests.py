@@ -13,17 +13,7 @@ from typing import Any
 from ...errors import RequestError, shown
 from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
-from .. import (
-    BEGIN,
-    fitting,
-    given,
-    listed,
-    members,
-    objects,
-    require,
-    strings,
-    without,
-)
+from .. import BEGIN, fitting, given, listed, members, objects, require, strings, without
 from ..citations import data_uri
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
@@ -38,6 +28,8 @@ OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that InferMux made for call
 SKIP = "skip_thought_signature_validator"
 _SIGNED = re.compile(r"gemini-([3-9]|[1-9]\d|\w+(-\w+)?-latest)")  # refuse unsigned calls
 _ONE_OF_BOTH = re.compile(r"gemini-[12]\b")  # refuse tools together with an answer in JSON
+_NO_PENALTY = re.compile(rf"gemini-2\.5|{_SIGNED.pattern}")
+_PENALTIES = ("presence_penalty", "frequency_penalty")
 _INSIDE = re.compile("image/(png|jpeg|webp)|application/pdf|text/plain")  # media of results
 # Thinking budgets in tokens by effort, as in Google's OpenAI-compatible API; every thinking model
 # accepts the largest.
@@ -146,6 +138,9 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     body: JSON = {"contents": talk.contents} | system
     config: JSON = {}
     params = given(request.params)
+    for name in _PENALTIES if _NO_PENALTY.match(model_of(request)) else ():
+        if params.pop(name, 0):
+            hint(name, drop)
     for name in sorted(params, reverse=True):  # so that max_completion_tokens wins over max_tokens
         _parameter(name, params[name], body, config, drop)
     choice, tools = params.get("tool_choice"), body.get("tools", ())
