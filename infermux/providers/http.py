@@ -177,7 +177,8 @@ class HTTPProvider(Provider):
                         break
                     yield chunk
                 yield from chunks
-                if exchange.unread:  # read the end of the body: its connection can serve again
+                reader = exchange.reader
+                if reader and not reader.buffered.closed:  # its connection can serve again
                     exchange.deadline = Deadline(DRAIN_SECONDS)
                     with suppress(*FOREIGN):
                         for _ in body:

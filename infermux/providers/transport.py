@@ -63,11 +63,6 @@ class Exchange:
         self.response: http.client.HTTPResponse | None = None
         self.key: Any = None  # whose account has what the vendor stores by this request
 
-    @property
-    def unread(self) -> bool:
-        """Whether the end of the body has not been read yet."""
-        return self.reader is not None and not self.reader.buffered.closed
-
     def close(self) -> None:
         """Stop reading. The response is first, or its finalizer would flush a closed file."""
         for file in (self.response, self.reader and self.reader.buffered):

@@ -17,6 +17,7 @@ from infermux import errors
 from infermux.dialects import without
 from infermux.dialects.anthropic import downstream as anthropic
 from infermux.dialects.blocks import whole
+from infermux.dialects.calls import fitted
 from infermux.dialects.gemini import downstream as gemini
 from infermux.dialects.openai import downstream as openai
 from infermux.dialects.parameters import Drop
@@ -723,7 +724,7 @@ def test_a_citation_beyond_the_text_is_told_in_the_end() -> None:
 @pytest.mark.parametrize("stop", [3, [1], {"a": 1}])
 def test_stops_that_are_no_texts_are_refused(stop: Any) -> None:
     with pytest.raises(errors.RequestError, match="stop must be a string or a list of strings"):
-        body_of(messages=[{"role": "user", "content": "Hi"}], params={"stop": stop})
+        fitted(replace(ASKED, params={"stop": stop}), lambda _: VENDOR)
 
 
 @pytest.mark.parametrize("seed", range(40))

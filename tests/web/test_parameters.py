@@ -198,6 +198,19 @@ def test_an_effort_goes_where_the_model_takes_it(front, vendors, model, effort):
     assert ("reasoning_effort" in told(answer)) == (effort is None)
 
 
+@pytest.mark.parametrize(("model", "takes"), [("grok-3", True), ("grok-4.7", False)])
+def test_xai_gets_penalties_only_for_models_that_take_them(front, vendors, model, takes):
+    well(vendors, "openai")
+    penalties = {"presence_penalty": 0, "frequency_penalty": 0.5}
+    asked = HELLO | penalties | {"model": "x"}
+    answer = front("openai", models={"openai": model}).ask("/v1/chat/completions", asked)
+    assert answer.status == 200, answer.data
+    sent = vendors["openai"].seen[-1].body
+    assert (sent.keys() & penalties, told(answer)) == (
+        (penalties.keys(), set()) if takes else (set(), {*penalties})
+    )
+
+
 SAMPLED = {"temperature": 0.5, "top_p": 0.9}
 
 

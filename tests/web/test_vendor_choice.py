@@ -99,6 +99,15 @@ def test_a_chat_goes_by_responses_only_where_the_model_refuses_it(
         assert sent["store"] is False
 
 
+def test_xai_is_asked_by_responses_where_its_model_refuses_stops(vendor, seen):
+    xai = build.provider(ProviderConfig("xai", "xai", base_url=f"{vendor.url}/v1", api_key="k"))
+    with Front(xai) as front:
+        for model in ("grok-4.7", "grok-4.3-non-reasoning"):
+            body = {"model": f"xai/{model}", "messages": ASK, "stop": ["x"]}
+            assert front.ask("/v1/chat/completions", body).status == 200
+    assert [path for _, path, _ in seen] == ["/v1/responses", "/v1/chat/completions"]
+
+
 def test_the_openai_sdk_has_a_tool_loop_by_responses(oai, seen):
     first = oai.chat.completions.create(
         model="gpt-6-luna", messages=ASK, tools=[TOOL], reasoning_effort="low"

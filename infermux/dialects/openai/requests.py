@@ -52,6 +52,7 @@ _TAKES_NONE = (
     (re.compile(r"(ft:)?(gpt-[34]|chatgpt-)"), {"reasoning_effort", "verbosity"}),
     (re.compile(r"(ft:)?(o\d|gpt-5(-(mini|nano|pro|codex)\b|-20|$))"), {*_SAMPLING, "prediction"}),
     (re.compile(r"o\d"), {"parallel_tool_calls", "verbosity"}),
+    (_GROK := re.compile(r"grok-([4-9]|3-mini)"), {"presence_penalty", "frequency_penalty"}),
 )
 # These models take params of sampling only if they do not reason, as those of the group do unasked.
 _REASONS = re.compile(r"(?:ft:)?gpt-(?:5\.[1-4]|(5\.\d|[6-9]|\d\d))(?!.*-chat)")
@@ -96,10 +97,11 @@ def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list
         found |= _SAMPLING.keys() if nearest_effort(effort, model) != "none" else set()
     if chat and params.get("tools") and params.get("reasoning_effort") != "none":
         found |= {"reasoning_effort"} if _NO_EFFORT_WITH_TOOLS.match(model) else set()
+    usual = {} if _GROK.match(model) else _SAMPLING  # xAI refuses penalties of 0, too
     return [
         name
         for name in params
-        if name in found and params[name] is not None and params[name] != _SAMPLING.get(name)
+        if name in found and params[name] is not None and params[name] != usual.get(name)
     ]
 
 

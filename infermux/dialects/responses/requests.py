@@ -20,7 +20,6 @@ from ..openai.requests import NAMES, fitted_name, nearest_effort, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..searches import Moved, moved, of_responses
 from ..sizes import MIN_OUTPUT
-from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
 from . import DRAWN, NAME, Support
 from .events import CALLS, drawn
@@ -125,10 +124,8 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
             body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
-        elif name == "stop":
-            stops_of(request)  # the answer ends at them: see `calls`
-        elif name == "stream_options":
-            continue  # every stream has its usage
+        elif name in ("stop", "stream_options"):
+            continue  # `calls` ends the answer at stops; every stream has its usage
         elif name in _CHAT_ONLY or name in others:
             if not is_neutral(name, value):
                 _refuse(name, request.model, drop)
