@@ -1160,6 +1160,11 @@ def test_a_call_comes_after_a_turn_of_the_user():
     assert [part["functionResponse"]["id"] for part in answered["parts"]] == ["c1", "c2"]
 
 
+@pytest.mark.parametrize(("seed", "sent_as"), [(7, 7), (2**31, 0), (2**63 - 1, 2**31 - 1)])
+def test_a_seed_fits_googles_integer(seed, sent_as):
+    assert config(seed=seed)["seed"] == sent_as
+
+
 @pytest.mark.parametrize(
     ("model", "takes"),
     [("gemini-2.0-flash", True), ("gemini-2.5-pro", False), ("gemini-3.5-flash", False)],

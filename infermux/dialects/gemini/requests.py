@@ -173,6 +173,8 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
     if name in SCALARS:
         own, kind = SCALARS[name]
         config[own] = require(value, name, kind)
+        if name == "seed":
+            config[own] %= 2**31  # Google's has 32 bits
     elif name == "stop":
         config["stopSequences"] = strings(value, name)[:5]  # at most: see `calls`
     elif name == "reasoning_effort":

@@ -181,15 +181,14 @@ class Answer:
         error: JSON | None = None,
     ) -> JSON:
         """Return the response object; *reason*: why it is incomplete."""
-        asked, text = self._asked, obj(self._asked.get("text"))
-        ended = status == "completed"
+        asked = self._asked
         return {
             "id": self._ident,
             "object": "response",
             "created_at": self._created,
             "status": status,
             "background": False,
-            "completed_at": int(time.time()) if ended else None,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "error": error,
             "incomplete_details": {"reason": reason} if reason else None,
             **{name: asked.get(name) for name in _ECHOED},
@@ -199,7 +198,8 @@ class Answer:
             "reasoning": {"effort": None, "summary": None} | obj(asked.get("reasoning")),
             "service_tier": tier_of(usage, "default", _TIERS) or "default",
             "store": False,  # here no answer is stored
-            "text": {"format": {"type": "text"}, "verbosity": "medium"} | given(text),
+            "text": {"format": {"type": "text"}, "verbosity": "medium"}
+            | given(obj(asked.get("text"))),
             "usage": None if usage is None else encode_usage(usage),
         }
 
