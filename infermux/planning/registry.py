@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from ..config.patterns import Pattern, is_pattern, pattern
-from ..config.settings import AnswersConfig, ModelConfig, NameTimeouts
+from ..config.settings import STRATEGIES, AnswersConfig, ModelConfig, NameTimeouts
 from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider
 from ..types import FALLBACK_ON, JSON, NOTHING, AnswerPolicy, Route, Target
@@ -19,6 +19,9 @@ AUTO = ("", "auto")
 MAX_DEPTH = 20  # of names inside names
 MAX_TARGETS = 256  # of a name
 MAX_MATCHED = 1024  # routes by pattern that are remembered, as callers can send any number of names
+
+
+Entries = tuple[Target | Route, ...]
 
 
 class Registry:
@@ -135,16 +138,17 @@ class Registry:
         A name with `*` is a pattern; each `*` of a target is what that of the name stands for.
         *params* are used where a request does not set them, *override* always; both have OpenAI's
         names. *timeout*: seconds of an attempt. *attempts* and *deadline*: 0 for the router's.
+        Raise ConfigError for what no call could follow.
         """
         self._keep(
             ModelConfig(
                 name,
-                tuple(targets),
+                _names(targets),
                 strategy,
-                tuple(fallback),
+                _names(fallback),
                 dict(weights or {}),
                 on_unsupported,
-                tuple(fallback_on),
+                _names(fallback_on),
                 sticky,
                 cache,
                 cache_answers,
@@ -157,9 +161,13 @@ class Registry:
         )
 
     def _keep(self, defined: ModelConfig) -> None:
+        name, strategy = defined.name, defined.strategy
+        if strategy not in STRATEGIES:
+            raise ConfigError(f"there is no strategy {strategy!r}{close_to(strategy, STRATEGIES)}")
+        if defined.attempts < 0 or defined.deadline < 0:
+            raise ConfigError(f"attempts and deadline of {name!r} are 0 or more")
         self._changed()
         self.has_settings = self.has_settings or has_settings(defined)
-        name = defined.name
         if not is_pattern(name):
             self._names[name] = defined
             return
@@ -231,12 +239,10 @@ class Registry:
     def _named(self, name: str, path: tuple[str, ...]) -> Route:
         if name in path:
             raise ConfigError(f"model name {name!r} is circular: {' -> '.join((*path, name))}")
-        own, inside = self._names[name], _deeper(path, name)
-        groups = [self._entry(target, inside) for target in own.targets]
-        fallback = [self._entry(target, inside) for target in own.fallback]
-        return _route(name, own, groups, fallback)
+        inside = _deeper(path, name)
+        return _route(name, self._names[name], lambda target: self._entry(target, inside))
 
-    def _entry(self, target: str, path: tuple[str, ...]) -> tuple[Target | Route, ...]:
+    def _entry(self, target: str, path: tuple[str, ...]) -> Entries:
         if target in self._names:
             return (self._named(target, path),)
         if self._patterns and (found := self._pattern_of(target, path)) is not None:
@@ -289,7 +295,7 @@ class Registry:
         own, inside = self._patterns[found], _deeper(path, found.text)
         missing: list[ModelNotFound] = []
 
-        def entries(target: str) -> tuple[Target | Route, ...]:
+        def entries(target: str) -> Entries:
             whole = pattern(target).filled(texts) if is_pattern(target) else target
             try:
                 return self._entry(whole, inside)
@@ -297,10 +303,10 @@ class Registry:
                 missing.append(error)
                 return ()
 
-        groups, fallback = [*map(entries, own.targets)], [*map(entries, own.fallback)]
-        if not any(groups) and not any(fallback):
+        route = _route(name, own, entries)
+        if not route.entries and not route.then:
             raise missing[0]
-        return _route(name, own, groups, fallback)
+        return route
 
     # -- names that are not defined --
 
@@ -348,6 +354,10 @@ class Registry:
         raise ModelNotFound("no configured provider lists a model", param="model")
 
 
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def _deeper(path: tuple[str, ...], name: str) -> tuple[str, ...]:
     if len(path) >= MAX_DEPTH:
         raise ConfigError(f"model name {path[0]!r} is nested deeper than {MAX_DEPTH} names")
@@ -363,13 +373,12 @@ def flat(route: Route) -> Iterator[Target]:
             yield entry
 
 
-def _route(
-    name: str,
-    own: ModelConfig,
-    groups: Sequence[tuple[Target | Route, ...]],
-    fallback: Iterable[tuple[Target | Route, ...]],
-) -> Route:
-    """Return the route of a name; raise ConfigError if it has too many targets."""
+def _route(name: str, own: ModelConfig, entries: Callable[[str], Entries]) -> Route:
+    """Return the route of a name; raise ConfigError if it has too many targets.
+
+    *entries* returns those of a target.
+    """
+    groups = [*map(entries, own.targets)]
     weights = tuple(
         own.weights.get(target, 1.0) / len(group)
         for target, group in zip(own.targets, groups, strict=True)
@@ -379,7 +388,7 @@ def _route(
         name,
         tuple(entry for group in groups for entry in group),
         own.strategy,
-        tuple(entry for group in fallback for entry in group),
+        tuple(entry for target in own.fallback for entry in entries(target)),
         weights if own.weights else (),
         own.on_unsupported,
         own.fallback_on,

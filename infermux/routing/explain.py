@@ -81,8 +81,7 @@ def question(data: Mapping[str, Any]) -> Question:
         short["tools"] = rest.pop("tools")
     for name, value in short.items():
         require(value, name, _TYPES.get(name, bool))
-    size = short.get("tokens")
-    if size is not None and not 0 <= size <= MAX_TOKENS:
+    if not 0 <= short.get("tokens", 0) <= MAX_TOKENS:
         raise must_be("tokens", f"from 0 to {MAX_TOKENS}")
     rest["messages"] = rest.get("messages") or [_EMPTY]
     if rest.keys() <= _MIST_REQUEST:
@@ -91,7 +90,7 @@ def question(data: Mapping[str, Any]) -> Question:
         request = decode_request(Document(rest, "", {}))[0]
     request.check()
     asked = _completed(request, short)
-    return Question(asked, short.get("caller", ""), size, short.get("user", ""))
+    return Question(asked, short.get("caller", ""), short.get("tokens"), short.get("user", ""))
 
 
 def explain(router: Router, asked: Question) -> Explanation:
@@ -205,7 +204,8 @@ def _beside(router: Router, plan: Plan, request: InferRequest) -> JSON:
 
 
 def _state(router: Router, target: Target, costs: Mapping[Target, int | None], tokens: int) -> JSON:
-    keys = getattr(router.registry.get(target.provider), "credentials", None)
+    keys: Any = getattr(router.registry.get(target.provider), "credentials", None)
+    several = hasattr(keys, "serving") and keys.count > 1  # others may have theirs of another type
     pacer = router.targets.pacers.get(target.provider)
     breaker = router.targets.breakers().get(target)
     state = breaker and breaker.snapshot()
@@ -216,7 +216,7 @@ def _state(router: Router, target: Target, costs: Mapping[Target, int | None], t
         "retry_in": state.retry_in if state and state.reason else None,
         "rests": router.targets.resting(target) or None,
         "paced": (pacer and pacer.turn(tokens)) or None,
-        "keys": (keys and keys.count > 1 and {"serving": keys.serving, "all": keys.count}) or None,
+        "keys": {"serving": keys.serving, "all": keys.count} if several else None,
         "latency": state and state.latency,
         "priced": router.targets.price(target) is not None,
         "cost_usd": usd_float(costs.get(target)),  # None: billed by something else

@@ -310,8 +310,10 @@ class TargetPool:
         """Return the price of *target*: the configured one, else the table's, else None."""
         own = self.overrides.get(target.provider, {}).get(target.model)
         vendor = self.registry.member(target.provider).vendor
-        found = own or self.prices.find(vendor, target.model)
-        return found or self._of_provider(target, "price")
+        if found := own or self.prices.find(vendor, target.model):
+            return found
+        stated = self._of_provider(target, "price")
+        return stated if isinstance(stated, Price) else None  # else it has its own idea of it
 
     def _of_provider(self, target: Target, name: str) -> Any:
         return getattr(self.registry.member(target.provider).provider, name, None)

@@ -35,6 +35,25 @@ class Answering:
         return InferResponse(request.model, self.name, "hi", tokens_in=1, tokens_out=1)
 
 
+def test_a_text_is_one_target_as_in_a_file() -> None:
+    found = Registry([Answering("one", "a", fails=True), Answering("two", "b")])
+    found.define("x", "one/a", fallback="two/b", fallback_on="context")
+    assert Router(found).infer("hi", model="x").provider == "two"
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"strategy": "cheap"}, "did you mean 'cheapest'"),
+        ({"attempts": -1}, "0 or more"),
+        ({"deadline": -1.0}, "0 or more"),
+    ],
+)
+def test_what_no_call_could_follow_is_refused(option: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Registry().define("x", ["one/a"], **option)
+
+
 def registry(**names: Any) -> Registry:
     """Return two providers under *names*: a list of targets, or what `define` takes."""
     found = Registry([Answering("one", "a", "both"), Answering("two", "b", "both", "c")])

@@ -17,12 +17,14 @@ from infermux import (
     FaultyVendor,
     HTTPProvider,
     InferRequest,
+    InferResponse,
     Registry,
     Router,
     errors,
     load,
 )
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.routing.explain import explain, question
 
 ECHO = "[providers.mine]\ntype = 'echo'\n"
 
@@ -134,6 +136,21 @@ def test_with_closes_a_router(tmp_path: Path) -> None:
     with load({"INFERMUX_LEDGER__PATH": str(tmp_path / "calls.db")}) as router:
         assert router.infer("Hi", model="echo").content == "echo: Hi"
     assert not (tmp_path / "calls.db-wal").exists()  # the last connection to the file removes it
+
+
+def test_a_provider_may_have_attributes_of_its_own() -> None:
+    class Own:
+        name, models, price, credentials = "own", ["m"], 0.002, "sk-1"
+
+        def infer(self, request: InferRequest) -> InferResponse:
+            return InferResponse(request.model, self.name, "ok")
+
+    registry = Registry([Own(), EchoProvider()])
+    registry.define("x", ["own/m", "echo"], strategy="cheapest", fallback=["own/m"])
+    with Router(registry) as router:
+        assert router.infer("Hello", model="own").cost_usd is None
+        assert router.infer("Hello", model="x").content == "echo: Hello"
+        assert len(explain(router, question({"model": "x"})).targets) == 2
 
 
 def test_an_interrupt_is_no_error_of_the_server(tmp_path: Path) -> None:
