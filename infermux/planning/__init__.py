@@ -18,9 +18,7 @@ from hashlib import blake2b
 from statistics import median
 from typing import Any, NamedTuple
 
-from ..protocol import InferRequest
-from ..types import FALLBACK_ON, JSON, Caller, Route, Target
-from .session import session_of
+from ..types import FALLBACK_ON, JSON, Route, Target
 
 MAX_NAME = 200  # characters; plans of longer names are not kept, as the ledger cuts these
 STICKY = "sticky"
@@ -167,11 +165,6 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
 def takes_turns(route: Route) -> bool:
     """Whether calls of the same route may have their targets in different orders."""
     return any(strategy != "priority" for strategy in _strategies(route))
-
-
-def session_for(route: Route, request: InferRequest, caller: Caller) -> str:
-    """Return the digest of a request's session if the order of the targets depends on it, or ""."""
-    return session_of(request, caller) if is_sticky(route) else ""
 
 
 @lru_cache(maxsize=1024)

@@ -108,9 +108,11 @@ def _may_match(registry: Registry, target: str, seen: set[str]) -> bool:
 
 def _leads_on(registry: Registry, text: str, seen: set[str]) -> bool:
     """Whether a target of the pattern *text* may be served, if that is not known yet."""
-    own = registry.pattern(text) if text not in seen else None
+    own = registry.pattern(text)
+    if own is None or text in seen:
+        return False
     seen.add(text)
-    targets = (*own.targets, *own.fallback) if own is not None else ()
+    targets = (*own.targets, *own.fallback)
     return any(not is_pattern(each) or _may_match(registry, each, seen) for each in targets)
 
 

@@ -1,7 +1,6 @@
 """The session of a request, which keeps a conversation at the target that has cached it.
 
-Named by the client, or a digest of how the conversation begins. Workers and hosts agree on it
-without sharing anything.
+Workers and hosts agree on it without sharing anything.
 """
 
 from __future__ import annotations

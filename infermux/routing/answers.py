@@ -83,8 +83,8 @@ class AnswerCache:
             if found is None or (match is not None and now - found.at > int(match[1])):
                 return None
             response, target = _decoded(found.body)
-            if streamed and has_more(response):
-                return None
+            if streamed and response.native and _BESIDE.search(response.native[1]):
+                return None  # a stream made of it would lack that
             call.cached = CachedAnswer(target, response.model, max(0.0, now - found.at))
             call.cache, call.answer_key = HIT, ""
             call.cost, call.cost_source, call.usage = 0, FROM_CACHE, _NOTHING_USED
@@ -163,11 +163,6 @@ def watched(
         return chunk
 
     return [watch(chunk) for chunk in first], ChangedChunks(rest, watch)
-
-
-def has_more(response: InferResponse) -> bool:
-    """Whether the vendor's own answer has what a stream made of the response would lack."""
-    return response.native is not None and _BESIDE.search(response.native[1]) is not None
 
 
 # -- what is cached --

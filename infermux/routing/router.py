@@ -39,10 +39,11 @@ from ..errors import (
     having,
 )
 from ..ledger.sql import Ledger
-from ..planning import Plan, plan, session_for, takes_turns
+from ..planning import Plan, is_sticky, plan, takes_turns
 from ..planning.call import Attempt, Call
 from ..planning.end_user import Users
 from ..planning.registry import Registry
+from ..planning.session import session_of
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
@@ -237,7 +238,7 @@ class Router:
             if counts:
                 self._cursors[turns] = cursor
         strict = (route.on_unsupported or self.on_unsupported) != "drop"
-        session = session_for(route, request, caller)
+        session = session_of(request, caller) if is_sticky(route) else ""
         if (settings := self.registry.settings(route)) is not None:
             request = settings.own.applied(request)
         snapshot = self.targets.snapshot(

@@ -385,14 +385,12 @@ class _Late(Exception):
     """A hook has not returned in time."""
 
 
+@dataclass(slots=True, eq=False)
 class _Job:
-    __slots__ = ("done", "error", "value", "work")
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.work = work
-        self.done = threading.Event()
-        self.value: Any = None
-        self.error: BaseException | None = None
+    work: Callable[[], Any]
+    done: threading.Event = field(default_factory=threading.Event)
+    value: Any = None
+    error: BaseException | None = None
 
     def __call__(self) -> None:
         try:
