@@ -357,7 +357,11 @@ class TargetPool:
         native = request.native
         is_long = native is not None and len(native.body.text) > LONG_REQUEST
         is_long = is_long or bool(size) or _length(request) > LONG_REQUEST
-        limits = self._limits(targets) if is_long else {}
+        limits = {
+            target: price.max_input
+            for target in (targets if is_long else ())
+            if (price := self.price(target)) and price.max_input is not None
+        }
         if size is None and limits and _length(request) * MAX_DENSITY > min(limits.values()):
             size = estimate_messages(request.messages)
         unfit = {}
@@ -372,14 +376,6 @@ class TargetPool:
     def _lacks(self, target: Target) -> set[str]:
         found = self._of_provider(target, "unsupported")
         return set(found.get(target.model, ())) if isinstance(found, Mapping) else set()
-
-    def _limits(self, targets: Iterable[Target]) -> dict[Target, int]:
-        """Return the most input tokens of each target, as far as they are known."""
-        return {
-            target: price.max_input
-            for target in targets
-            if (price := self.price(target)) and price.max_input is not None
-        }
 
 
 def expected_usage(request: InferRequest, size: int | None = None) -> Usage:

@@ -130,7 +130,8 @@ class Metrics:
                 if error is not None:
                     slot.add(("streams_incomplete_total", *target))
             if call.cache:
-                slot.add(("answer_cache_total", self._name(call.request.model), call.cache))
+                name = call.request.model if call.request.model in self._models else OTHER
+                slot.add(("answer_cache_total", name, call.cache))
             for name, run in hooks.items():
                 slot.add(("hooks_total", name, run.outcome))
                 _observe(slot, ("hook_seconds", name), OWN_SECONDS, run.seconds)
@@ -152,9 +153,6 @@ class Metrics:
         if provider in self._registry:
             return provider, OTHER
         return OTHER, model if model in self._models else OTHER
-
-    def _name(self, name: str) -> str:
-        return name if name in self._models else OTHER
 
 
 def _observe(slot: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -92,7 +92,12 @@ def client_ids(router: Router, call: Call, data: bytes) -> bytes:
     body = strict_json.lenient(data) if data.strip() else {}
     if not isinstance(body, dict):
         raise ProviderUnavailable(UNREADABLE)
-    kinds = dict(_ids(body))
+    kinds = {
+        ident: kind
+        for each in listed(body.get("data")) or [body]
+        for field, kind in _FIELDS.get(word(each.get("object")), {}).items()
+        if (ident := word(each.get(field)))
+    }
     if word(body.get("object")) in _FIELDS:
         _note(router, call, kinds if not body.get("deleted") else ())
     names = {
@@ -100,13 +105,6 @@ def client_ids(router: Router, call: Call, data: bytes) -> bytes:
         for ident, kind in kinds.items()
     }
     return renamed(data, {ident: name for ident, name in names.items() if ident != name})
-
-
-def _ids(body: JSON) -> Iterator[tuple[str, str]]:
-    for each in listed(body.get("data")) or [body]:
-        for field, kind in _FIELDS.get(word(each.get("object")), {}).items():
-            if ident := word(each.get(field)):
-                yield ident, kind
 
 
 def _note(router: Router, call: Call, idents: Iterable[str]) -> None:
