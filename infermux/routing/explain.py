@@ -115,6 +115,7 @@ def explain(router: Router, asked: Question) -> Explanation:
     usage, gone = expected_usage(request, size), plan.dropped.items()
     costs = router.targets.costs(() if request.passed else (*plan.targets, *plan.dropped), usage)
     refused, tokens = "budget_exceeded" if exceeded else None, usage.input_tokens or 0
+    refused = refused if plan.targets else "no_healthy_providers"
     settings = router.registry.settings(plan.route)
     about = {
         "caller": caller.name,
@@ -122,9 +123,7 @@ def explain(router: Router, asked: Question) -> Explanation:
         "tokens": {"input": tokens, "output": usage.output_tokens},
         "budget_left_usd": usd_float(left),
         "override": override or None,
-        **_of_name(router, plan, settings),
-        "refused": refused if plan.targets else "no_healthy_providers",
-        **_beside(router, plan, request),
+        **_beside(router, plan, request, refused),
     }
     targets = [
         _state(router, target, costs, tokens)
@@ -172,14 +171,6 @@ def _tightest_budget(router: Router, caller: Caller) -> BudgetState | None:
     return min(router.ledger.states(limits, time.time()), key=lambda it: it.left, default=None)
 
 
-def _of_name(router: Router, plan: Plan, settings: NameSettings | None) -> JSON:
-    kept = plan.route.answers if router.answers is not None else None
-    found: JSON = {"cache_answers": kept and kept._asdict()}
-    if settings is None:
-        return found
-    return found | {"attempts": settings.attempts or None, "deadline": settings.deadline or None}
-
-
 def _settings(
     router: Router, settings: NameSettings | None, target: Target, request: InferRequest
 ) -> JSON:
@@ -192,15 +183,21 @@ def _settings(
     return {k: v for k, v in (("params", params), ("timeout", timeout)) if v}
 
 
-def _beside(router: Router, plan: Plan, request: InferRequest) -> JSON:
-    """Return the hooks that see a call, and where copies of calls of its name or pattern go."""
-    hooks = dict(router.hooks.names) if router.hooks else {}
+def _beside(router: Router, plan: Plan, request: InferRequest, refused: str | None) -> JSON:
+    """Return what a name sets for a call, who refuses or sees it, and where its copies go."""
+    settings = router.registry.settings(plan.route)
+    kept = plan.route.answers if router.answers is not None else None
+    found: JSON = {"cache_answers": kept and kept._asdict()}
+    if settings is not None:
+        found |= {each: getattr(settings, each) or None for each in ("attempts", "deadline")}
     name = plan.route.pattern or plan.model
     rules = (getattr(each, "rules", {}).get(name) for each in router.observers)
     rule = next(filter(None, rules), None)
     copied = rule and {"target": rule.target, "share": rule.share}
     unseen = router.hooks and router.hooks.refusal(request)
-    return {"mirror": copied, "hooks": hooks} | ({"refused": unseen.code} if unseen else {})
+    found["refused"] = unseen.code if unseen else refused
+    hooks = dict(router.hooks.names) if router.hooks else {}
+    return found | {"mirror": copied, "hooks": hooks}
 
 
 def _state(router: Router, target: Target, costs: Mapping[Target, int | None], tokens: int) -> JSON:

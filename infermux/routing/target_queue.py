@@ -47,8 +47,8 @@ class TargetQueue:
 
     def has_untried(self, call: Call) -> bool:
         """Whether a target that is not of the reserve has not been tried."""
-        known = self._reserve
-        return any(not call.has_tried(each) and each not in known for each, _ in self._left)
+        left = [each for each, _ in self._left if each not in self._reserve]
+        return not all(map(call.has_tried, left))
 
     def waits(self, target: Target) -> bool:
         """Whether to wait for *target*'s rate, as no other target is ready sooner."""
