@@ -566,6 +566,20 @@ def test_deepseek_gets_texts_in_parts_as_one(model, joined):
         assert contents == ["a\n\nb" if joined else parts, drawn, "c"]
 
 
+@pytest.mark.parametrize(
+    ("model", "effort"),
+    [("grok-4.3", "low"), ("grok-4.7", "low"), ("grok-4-fast", None), ("grok-code-fast-1", None)],
+)
+def test_grok_gets_efforts_that_it_knows_and_no_penalties(model, effort):
+    body = {"messages": HELLO, "reasoning_effort": "minimal", "presence_penalty": 0}
+    request, _ = chat.decode_request(strict_json.document(json.dumps({"model": model} | body)))
+    own = json.loads(openai.encode_request(request, stream=False))
+    assert own.get("reasoning_effort") == (effort and "minimal")  # the client's own
+    sent = sent_to(openai, model, body)
+    assert sent.get("reasoning_effort") == effort
+    assert "presence_penalty" not in own | sent
+
+
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}
 
 

@@ -53,6 +53,7 @@ _TAKES_NONE = (
     (re.compile(r"(ft:)?(o\d|gpt-5(-(mini|nano|pro|codex)\b|-20|$))"), {*_SAMPLING, "prediction"}),
     (re.compile(r"o\d"), {"parallel_tool_calls", "verbosity"}),
     (_GROK := re.compile(r"grok-([4-9]|3-mini)"), {"presence_penalty", "frequency_penalty"}),
+    (re.compile(r"grok-(2|3(?!-mini)|4(?!\.[3-9])|code)(?!.*multi)"), {"reasoning_effort"}),
 )
 # These models take params of sampling only if they do not reason, as those of the group do unasked.
 _REASONS = re.compile(r"(?:ft:)?gpt-(?:5\.[1-4]|(5\.\d|[6-9]|\d\d))(?!.*-chat)")
@@ -66,6 +67,8 @@ _SOME_EFFORTS = (
     (re.compile(r"gpt-5(?!\.)"), _EFFORTS[1:5]),
     (re.compile(r"gpt-(6-astra|6\.1-sol|[7-9]|\d\d)"), _EFFORTS[2:]),
     (re.compile(r"gpt-"), ("none", *_EFFORTS[2:])),
+    (re.compile(r"grok-4\.[6-9]"), _EFFORTS[2:]),
+    (re.compile(r"grok-"), _EFFORTS[2:5]),
 )
 _OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
 _MISTRAL = re.compile(
