@@ -580,6 +580,19 @@ def test_grok_gets_efforts_that_it_knows_and_no_penalties(model, effort):
     assert "presence_penalty" not in own | sent
 
 
+@pytest.mark.parametrize("provider", ["groq", "cerebras", "moonshot"])
+def test_groq_and_cerebras_get_no_thoughts(provider):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "t"}
+    result = {"role": "tool", "tool_call_id": "a", "content": "r"}
+    body = {"model": "moonshotai/kimi-k2", "messages": [*HELLO, said, result]}
+    request, _ = chat.decode_request(strict_json.document(json.dumps(body)))
+    for native in (request.native, request.native._replace(dialect="elsewhere")):
+        asked = replace(request, provider=provider, native=native, dropped=[])
+        sent = json.loads(openai.encode_request(asked, stream=False))
+        assert ("reasoning_content" in sent["messages"][1]) == (provider == "moonshot")
+
+
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}
 
 

@@ -74,6 +74,7 @@ _OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
 _MISTRAL = re.compile(
     r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
 )
+_PLAIN = ("groq", "cerebras")  # providers that refuse them, too
 _FOREIGN = ("reasoning", "reasoning_content", "reasoning_details", "extra_content")  # of messages
 _STRANGE = {*_FOREIGN, _MARK, "images"}
 LIMITS = ("max_tokens", "max_completion_tokens")
@@ -209,18 +210,19 @@ def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JS
     return new
 
 
-def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "") -> JSON:
+def fitted(body: Mapping[str, Any], request: InferRequest, drop: Drop) -> JSON:
     """Return the members of a body in this dialect that the model's vendor would refuse, fitted.
 
-    Such are ids of tool calls and names that are too long and, at OpenAI and Mistral, thoughts and
-    cache marks of others and images in a tool's result. For *cache_key* see `fitted_names`.
+    Such are ids of tool calls and names that are too long and, at OpenAI, Mistral and others,
+    thoughts and cache marks and images in a tool's result. With a cache key see `fitted_names`.
     """
-    new = fitted_names(body, model, cache_key)
+    model, plain = request.model, request.provider in _PLAIN
+    new = fitted_names(body, model, request.cache_key)
     messages, taken = body.get("messages"), call_ids(model)
     if not isinstance(messages, list):
         return new
-    fits = [*map(_recalling, messages)] if _THINKS.search(model) else messages
-    strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
+    fits = [*map(_recalling, messages)] if _THINKS.search(model) and not plain else messages
+    strict = plain or taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
     tools = body.get("tools") if strict else None
     if isinstance(tools, list) and _are_marked(tools):
         new["tools"] = [_unmarked(tool, drop) for tool in tools]

@@ -124,7 +124,7 @@ def _changes(
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
     if request.op == CHAT:
-        new |= fitted(body, request.model, drop, request.cache_key)
+        new |= fitted(body, request, drop)
         for name in LIMITS:
             most = body.get(name)
             if most is not None and (limit := limit_name(name, request.model)) != name:
