@@ -580,6 +580,16 @@ def test_grok_gets_efforts_that_it_knows_and_no_penalties(model, effort):
     assert "presence_penalty" not in own | sent
 
 
+@pytest.mark.parametrize(("asked", "effort"), [("low", "high"), ("minimal", "none")])
+def test_mistral_gets_the_older_name_of_a_limit_and_two_efforts(asked, effort):
+    body = {"messages": HELLO, "max_completion_tokens": 9}
+    document = strict_json.document(json.dumps({"model": "mistral-small-latest"} | body))
+    own = json.loads(openai.encode_request(chat.decode_request(document)[0], stream=False))
+    sent = sent_to(openai, "mistral-small-latest", body | {"reasoning_effort": asked})
+    assert own["max_tokens"] == sent["max_tokens"] == 9 and sent["reasoning_effort"] == effort
+    assert "max_completion_tokens" not in own | sent
+
+
 @pytest.mark.parametrize("provider", ["groq", "cerebras", "moonshot"])
 def test_groq_and_cerebras_get_no_thoughts(provider):
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}

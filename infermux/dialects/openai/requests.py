@@ -42,7 +42,10 @@ _TOOL = frozenset({"type", "function", "custom"})
 _CALL = _TOOL | {"id"}
 _TEXT = {"type", "text"}  # the members of a usual part
 COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
-_DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these ignore max_completion_tokens, refuse parts
+_MISTRAL = re.compile(
+    r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
+)
+_DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these refuse parts
 # These models refuse a tool turn without its reasoning.
 KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
 _THINKS = re.compile(r"deepseek-v\d|kimi-k", re.I)  # unless told not to
@@ -67,13 +70,11 @@ _SOME_EFFORTS = (
     (re.compile(r"gpt-5(?!\.)"), _EFFORTS[1:5]),
     (re.compile(r"gpt-(6-astra|6\.1-sol|[7-9]|\d\d)"), _EFFORTS[2:]),
     (re.compile(r"gpt-"), ("none", *_EFFORTS[2:])),
+    (_MISTRAL, ("none", "high")),
     (re.compile(r"grok-4\.[6-9]"), _EFFORTS[2:]),
     (re.compile(r"grok-"), _EFFORTS[2:5]),
 )
 _OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
-_MISTRAL = re.compile(
-    r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
-)
 _PLAIN = ("groq", "cerebras")  # providers that refuse them, too
 _FOREIGN = ("reasoning", "reasoning_content", "reasoning_details", "extra_content")  # of messages
 _STRANGE = {*_FOREIGN, _MARK, "images"}
@@ -85,7 +86,8 @@ def limit_name(name: str, model: str) -> str:
     """Return the name by which a model knows a limit of the output, one of LIMITS."""
     if COMPLETION_TOKENS.match(model):
         return LIMITS[1]
-    return LIMITS[0] if _DEEPSEEK.match(model) else name
+    # DeepSeek ignores the newer name, Mistral refuses it
+    return LIMITS[0] if _DEEPSEEK.match(model) or _MISTRAL.match(model) else name
 
 
 def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list[str]:
