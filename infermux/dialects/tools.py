@@ -189,12 +189,12 @@ class CustomCalls:
                 found.append({**without(call, "function"), "type": "custom", "custom": custom})
             else:
                 found.append(call)
-        whole = self._arguments if last else {}
-        self._arguments = {} if last else self._arguments
-        found += [
-            {"index": place, "custom": {"input": custom_input(words)}}
-            for place, words in whole.items()
-        ]
+        if last:
+            whole, self._arguments = self._arguments, {}
+            found += [
+                {"index": place, "custom": {"input": custom_input(words)}}
+                for place, words in whole.items()
+            ]
         return found
 
 

@@ -101,15 +101,15 @@ def _tool(tool: JSON) -> JSON:
         string(tool, "type")
         return tool  # Anthropic's own; other dialects refuse its type
     schema, description = tool["input_schema"], tool.get("description")
-    fits: JSON = {"properties": {}}
     if not isinstance(schema, dict) or not isinstance(description, str | None):
         raise ValueError("the schema must be an object, the description a string")
+    whole: JSON = {"properties": {}} | schema
     function = {
         "name": string(tool, "name"),
         "description": description,
         "parameters": schema,
         # as OpenAI's models mean it, which want every property
-        "strict": (tool.get("strict") and strict(fits | schema) == fits | schema) or None,
+        "strict": (tool.get("strict") and strict(whole) == whole) or None,
     }
     extra = without(tool, *function, "type", "input_schema")
     return {"type": "function", "function": given(function), **given(extra)}

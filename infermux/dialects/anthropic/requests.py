@@ -422,25 +422,23 @@ def _identity(params: JSON, drop: Drop) -> JSON:
 
 
 def _tools(params: JSON, drop: Drop) -> JSON:
-    body: JSON = {}
     with reading("tools"):
-        if params.get("tools") is not None:
-            tools = (_tool(tool, drop) for tool in items(params["tools"]))
-            body["tools"] = [tool for tool in tools if tool]
+        tools = (_tool(tool, drop) for tool in items(params.get("tools")))
+        kept = [tool for tool in tools if tool]
     choice = typed(params, "tool_choice", str, dict)
     parallel = typed(params, "parallel_tool_calls", bool)
+    chosen: JSON = {}
     with reading("tool_choice"):
         if isinstance(choice, dict) and choice.get("type") == "function":
-            body["tool_choice"] = {"type": "tool", "name": string(choice["function"], "name")}
+            chosen = {"type": "tool", "name": string(choice["function"], "name")}
         elif isinstance(choice, str) and choice in CHOICES:
-            body["tool_choice"] = {"type": CHOICES[choice]}
+            chosen = {"type": CHOICES[choice]}
         elif choice is not None:
             unsupported("tool_choice", NAME, drop)
-    chosen = obj(body.get("tool_choice"))
-    if parallel is not None and body.get("tools") and chosen.get("type") != "none":
-        chosen = chosen or {"type": "auto"}
-        body["tool_choice"] = chosen | {"disable_parallel_tool_use": not parallel}
-    return body if body.get("tools") or choice == "required" else without(body, "tool_choice")
+    if parallel is not None and kept and chosen.get("type") != "none":
+        chosen = (chosen or {"type": "auto"}) | {"disable_parallel_tool_use": not parallel}
+    body: JSON = {} if params.get("tools") is None else {"tools": kept}
+    return body | ({"tool_choice": chosen} if chosen and (kept or choice == "required") else {})
 
 
 def _tool(tool: JSON, drop: Drop) -> JSON | None:

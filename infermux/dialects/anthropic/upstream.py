@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 
 from ...errors import ProviderError, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
-from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
 from .. import (
     NO_TERMINATOR,
@@ -105,43 +104,41 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     """
     path(request, stream=stream)
     own, drop = request.body_in(NAME), Drop.of(request)
-    if own is not None:
-        return _adapted(own, request, drop, stream=stream)
-    body = translated(request, drop)
-    if request.cache_key and request.op == CHAT:
-        body |= breakpoints(body, request.model)
-    return request.encode(body | ({"stream": True} if stream and request.op == CHAT else {}))
+    body = own.value if own is not None else translated(request, drop)
+    new, out = _changes(body, request.model) if own is not None else (JSON(), [])
+    if request.op == CHAT and bool(body.get("stream")) != stream:
+        new["stream"] = stream
+    if request.op == CHAT and request.cache_key:
+        new |= breakpoints(body | new, request.model)
+    for name in out:
+        hint(name, drop)
+    if own is not None and not out:
+        return own.replaced(new)
+    return request.encode(without(body, *out) | new)
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
     return parameters.unsaid(request, model, NAME, path, translated)
 
 
-def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool) -> bytes:
-    new: JSON = {} if body.value.get("model") == request.model else {"model": request.model}
-    if request.op == CHAT and bool(body.value.get("stream")) != stream:
-        new["stream"] = stream
+def _changes(body: JSON, model: str) -> tuple[JSON, list[str]]:
+    """Return the members of a client's body that differ for the model, and the names of others."""
+    new: JSON = {} if body.get("model") == model else {"model": model}
     with reading("messages"):
-        turns = body.value["messages"]
-        if _is_foreign(turns, signs := not KEEPS_REASONING.search(request.model)):
+        turns = body["messages"]
+        if _is_foreign(turns, signs := not KEEPS_REASONING.search(model)):
             kept = [(_own_blocks(turn, signs), turn) for turn in turns]
             turns = [own for own, turn in kept if own.get("content") or own == turn]
             new["messages"] = turns
-        out = refused(body.value, request.model)
-        thinking = members(body.value.get("thinking"))
-        if (fits := fitted_thinking(thinking, request.model)) != thinking:
+        out = refused(body, model)
+        thinking = members(body.get("thinking"))
+        if (fits := fitted_thinking(thinking, model)) != thinking:
             new |= {"thinking": fits} if fits else {}
             out += [] if fits else ["thinking"]
         elif thinking.get("type") == "enabled" and calls_without_thought(turns):
             # refused where another vendor gave the calls; context_management may need thinking
-            out += {"thinking", "context_management"} & body.value.keys()
-    if request.cache_key and request.op == CHAT:
-        new |= breakpoints(body.value | new, request.model)
-    if out:
-        for name in out:
-            hint(name, drop)
-        return request.encode(without(body.value, *out) | new)
-    return body.replaced(new)
+            out += {"thinking", "context_management"} & body.keys()
+    return new, out
 
 
 def _is_foreign(turns: list[JSON], signs: bool) -> bool:

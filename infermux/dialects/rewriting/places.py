@@ -253,8 +253,8 @@ def _responses(body: JSON) -> Found:
         what = item.get("type")
         if what == "message":
             for part in listed(item.get("content")):
-                refusal = part.get("type") == "refusal"
-                yield ("refusal", part, "refusal") if refusal else ("text", part, "text")
+                kind = "refusal" if part.get("type") == "refusal" else "text"
+                yield kind, part, kind
         elif what == "reasoning":
             for part in (*listed(item.get("summary")), *listed(item.get("content"))):
                 yield "reasoning", part, "text"
