@@ -517,6 +517,9 @@ def _check_chat_messages(
         raise _unanswered(waiting)
 
 
+HEARD = {"role": "assistant", "content": "OK."}  # before a user who would follow a tool
+
+
 def _check_order(messages: list[JSON]) -> None:
     """Mistral's rules of which role may follow which, and be last."""
     follow = {
@@ -631,7 +634,8 @@ def _seen_in_chat(body: JSON, tools: list[Tool], schema: JSON | None) -> Asked:
             content_text(message.get("content")) + (message.get("refusal") or ""),
             tuple(map(_called, message.get("tool_calls") or ())),
         )
-        for message in body["messages"]
+        for before, message in itertools.pairwise([{}, *body["messages"]])
+        if message != HEARD or before.get("role") != "tool"
     ]
     effort = body.get("reasoning_effort")
     return seen(
