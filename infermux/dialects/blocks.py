@@ -102,14 +102,12 @@ def complete(arguments: str) -> bool:
 # -- whole answers --
 
 
-_SPOKEN = ("text", "reasoning", "refusal", "more")
-
-
 class StreamAccumulator:
     """Joins the chunks of a stream into one response."""
 
     def __init__(self) -> None:
-        self._said: dict[str, list[str]] = {name: [] for name in _SPOKEN}
+        spoken = ("text", "reasoning", "refusal", "more")
+        self._said: dict[str, list[str]] = {name: [] for name in spoken}
         self._calls: dict[int, JSON] = {}
         self._details: list[JSON] = []
         self._annotations: list[JSON] = []

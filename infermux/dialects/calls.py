@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from itertools import chain
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..pricing import find
 from ..protocol import InferRequest, InferResponse, must_be
 from ..types import JSON, NOTHING, Chunk, Usage
 from . import Dialect, listed, members, without
+from .fitting import digest
 from .stops import stopped, stopped_stream, stops_of
 from .tools import name_of
 
@@ -178,7 +178,7 @@ def _chosen(choice: JSON, names: Mapping[str, str]) -> JSON:
 
 def _fitted(name: str) -> str:
     plain = re.sub(r"[^\w-]", "_", name, flags=re.ASCII)[:54]
-    return f"_{plain}_{sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+    return f"_{plain}_{digest(name)[:8]}"
 
 
 def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
@@ -208,5 +208,5 @@ def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
 
 
 def _with_id(call: JSON, number: int) -> JSON:
-    digest = sha256(f"{number} {call.get('id')}".encode(errors="replace")).hexdigest()
-    return call | {"id": f"call_{digest[:24]}"}
+    ident = digest(f"{number} {call.get('id')}")
+    return call | {"id": f"call_{ident[:24]}"}

@@ -32,13 +32,17 @@ def call_id(ident: str, taken: re.Pattern[str]) -> str:
     """Return a tool call's id if *taken* matches it, else a digest of it that matches."""
     if taken.fullmatch(ident):
         return ident
-    digest = sha256(ident.encode(errors="replace")).hexdigest()
-    return digest[:9] if taken is MISTRAL_CALL_ID else f"call_{digest[:24]}"
+    other = digest(ident)
+    return other[:9] if taken is MISTRAL_CALL_ID else f"call_{other[:24]}"
 
 
 def user(name: str, taken: re.Pattern[str]) -> str:
     """Return the name of a user if *taken* matches it, else its digest."""
-    return name if taken.fullmatch(name) else sha256(name.encode(errors="replace")).hexdigest()
+    return name if taken.fullmatch(name) else digest(name)
+
+
+def digest(text: str) -> str:
+    return sha256(text.encode(errors="replace")).hexdigest()
 
 
 def with_call_ids(message: JSON, taken: re.Pattern[str]) -> JSON:
@@ -331,7 +335,6 @@ def _resolved(ref: str, root: Mapping[str, Any]) -> Any:
 ONLY_JSON = """\
 Answer in the end with a single valid JSON {} and nothing else: no text before or after it, no \
 code fence around it."""
-_MATCH = "\n\nThe value must match this JSON Schema:\n"
 
 
 def instructed(
@@ -349,7 +352,7 @@ def instructed(
     words = ONLY_JSON.format("object" if is_object(schema or _OBJECT) else "value")
     if schema is not None:
         hint("response_format.strict", drop)
-        words += _MATCH + strict_json.dumps(schema)
+        words += f"\n\nThe value must match this JSON Schema:\n{strict_json.dumps(schema)}"
     messages = [*request.messages]
     first = messages[0] if messages else {}
     before = first.get("content") if first.get("role") in ("system", "developer") else None

@@ -14,6 +14,7 @@ from ..protocol import InferRequest
 from ..types import JSON
 from . import given, members, require, without
 from .parameters import Drop, hint
+from .tools import name_of
 
 OPTIONS, GOOGLE = "web_search_options", "tools.googleSearch"  # params of two formats
 LIMIT = "max_tool_calls"  # of Responses; Anthropic's is a member of the tool
@@ -101,7 +102,7 @@ def _is_search(tool: object) -> bool:
 
 
 def _names(choice: object, tool: JSON) -> bool:
-    named = members(members(choice).get("function")).get("name")
+    named = name_of(choice)
     return _is_search(choice) or (named is not None and named == tool.get("name"))
 
 

@@ -16,7 +16,6 @@ from . import Dialect, obj, only, without
 from .parameters import Drop, Kind, formats, hint, kinds
 from .sizes import GOOGLE, snake, with_fitting_thoughts
 
-_COMPLETIONS, _EMBEDDINGS = "completions", "embeddings"
 _OF_EMBEDDINGS = frozenset({"dimensions", "encoding_format", "user"})
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # objects of which single members are set: the client's other members stay
@@ -65,9 +64,9 @@ def _alike(name: str) -> tuple[str, ...]:
 
 def _fits(name: str, op: str) -> bool:
     """Whether a parameter is one of the operation's; unknown names are the vendor's own."""
-    if op == _EMBEDDINGS:
+    if op == "embeddings":
         return name in _OF_EMBEDDINGS or name not in kinds()
-    return op in (CHAT, _COMPLETIONS) and name not in _OF_EMBEDDINGS - {"user"}
+    return op in (CHAT, "completions") and name not in _OF_EMBEDDINGS - {"user"}
 
 
 def placed(request: InferRequest, dialect: Dialect) -> InferRequest:

@@ -20,15 +20,14 @@ from . import given, members, objects, require, text, without
 from .citations import images
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
-RESPONSES = "responses"  # the dialect whose requests have such tools
-CHAT = "openai"  # the other one with custom tools
+CHAT = "openai"  # a dialect with custom tools
 INPUT = "input"  # the one parameter of a function that stands for a custom tool
 
 
 def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequest:
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
     request = without_server_tools(request, drop, hoists=dialect != "gemini")
-    if request.body_in(RESPONSES) is None:
+    if request.body_in("responses") is None:
         return _of_chat(request, dialect) if dialect != CHAT else request
     params = dict(request.params)
     if "item_reference" in params:

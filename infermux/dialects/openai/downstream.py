@@ -94,9 +94,6 @@ def encode_usage(usage: Usage) -> JSON:
     return data
 
 
-_NUMBERED = {"annotations", "images"}
-
-
 class Encoder:
     """Encodes one stream; keeps the last event back until `end` adds the summary."""
 
@@ -149,7 +146,7 @@ class Encoder:
         if calls:
             delta["tool_calls"] = calls
         delta |= _beside(chunk)
-        for name in _NUMBERED & delta.keys():
+        for name in {"annotations", "images"} & delta.keys():
             first = self._numbers[name]
             delta[name] = [{"index": n, **each} for n, each in enumerate(delta[name], first)]
             self._numbers[name] += len(delta[name])

@@ -75,7 +75,7 @@ _SOME_EFFORTS = (
     (re.compile(r"grok-"), _EFFORTS[2:5]),
 )
 _OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
-_PLAIN = ("groq", "cerebras")  # providers that refuse them, too
+_PLAIN = ("groq", "cerebras")  # providers that refuse foreign members as OpenAI does
 _FOREIGN = ("reasoning", "reasoning_content", "reasoning_details", "extra_content")  # of messages
 _STRANGE = {*_FOREIGN, _MARK, "images"}
 LIMITS = ("max_tokens", "max_completion_tokens")
@@ -105,9 +105,7 @@ def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list
         found |= {"reasoning_effort"} if _NO_EFFORT_WITH_TOOLS.match(model) else set()
     usual = {} if _GROK.match(model) else _SAMPLING  # xAI refuses penalties of 0, too
     return [
-        name
-        for name in params
-        if name in found and params[name] is not None and params[name] != usual.get(name)
+        name for name in params if name in found and params[name] not in (None, usual.get(name))
     ]
 
 
@@ -148,8 +146,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     if len(body.get("tools", ())) < len(request.params.get("tools") or ()):  # some were left out
         names = [tool[tool["type"]].get("name") for tool in body["tools"]]
         body["tool_choice"] = without_lost(body.get("tool_choice"), names, drop)
-        lost = () if names else ("tools", "parallel_tool_calls")
-        body = given(without(body, *lost))
+        body = given(without(body, *(() if names else ("tools", "parallel_tool_calls"))))
     if search.tool is not None:
         body[OPTIONS] = search.tool
         if search.forced:
