@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import UnsupportedParameter, shown
 from ..protocol import InferRequest, must_be, strict_json
 from ..types import JSON
-from . import given, members, objects, require, text, without
+from . import given, listed, members, objects, require, text, without
 from .citations import images
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
@@ -95,10 +95,10 @@ def hoisted(messages: Iterable[JSON], *, results: bool = False) -> list[JSON]:
             found.append({"role": "user", "content": media})
             media = []
         if role == "assistant" or (results and role == "tool"):
-            listed = parts if isinstance(parts, list) else []
-            own = [*filter(_is_media, listed), *images(message.get("images"))]
-            if own and listed:
-                kept = [part for part in listed if not _is_media(part)]
+            inner = listed(parts)
+            own = [*filter(_is_media, inner), *images(message.get("images"))]
+            if own and inner:
+                kept = [part for part in inner if not _is_media(part)]
                 message = message | {"content": kept or (_FOLLOWS if role == "tool" else "")}
             if "images" in message:
                 message = without(message, "images") | {"content": message.get("content") or ""}
@@ -148,10 +148,8 @@ def _has_no_custom(message: object) -> bool:
 
 
 def custom_names(request: InferRequest) -> frozenset[str]:
-    tools = request.params.get("tools")
-    if not isinstance(tools, list):
-        return frozenset()
-    return frozenset(name for tool in tools if _is_custom(tool) and (name := name_of(tool)))
+    tools = filter(_is_custom, listed(request.params.get("tools")))
+    return frozenset(name for tool in tools if (name := name_of(tool)))
 
 
 def as_custom(call: JSON, names: Collection[str]) -> JSON:

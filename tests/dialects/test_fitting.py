@@ -568,16 +568,19 @@ def test_deepseek_gets_texts_in_parts_as_one(model, joined):
 
 @pytest.mark.parametrize(
     ("model", "effort"),
-    [("grok-4.3", "low"), ("grok-4.7", "low"), ("grok-4-fast", None), ("grok-code-fast-1", None)],
+    [
+        *[("grok-4.3", "low"), ("grok-4.7", "low"), ("grok-4-fast", None)],
+        *[("grok-code-fast-1", None), ("mistral-large-latest", None), ("devstral-2512", None)],
+    ],
 )
-def test_grok_gets_efforts_that_it_knows_and_no_penalties(model, effort):
+def test_grok_and_mistral_get_efforts_that_they_know_and_grok_no_penalties(model, effort):
     body = {"messages": HELLO, "reasoning_effort": "minimal", "presence_penalty": 0}
     request, _ = chat.decode_request(strict_json.document(json.dumps({"model": model} | body)))
     own = json.loads(openai.encode_request(request, stream=False))
     assert own.get("reasoning_effort") == (effort and "minimal")  # the client's own
     sent = sent_to(openai, model, body)
     assert sent.get("reasoning_effort") == effort
-    assert "presence_penalty" not in own | sent
+    assert ("presence_penalty" in own | sent) == ("grok" not in model)
 
 
 @pytest.mark.parametrize(("asked", "effort"), [("low", "high"), ("minimal", "none")])

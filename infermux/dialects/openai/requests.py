@@ -57,6 +57,7 @@ _TAKES_NONE = (
     (re.compile(r"o\d"), {"parallel_tool_calls", "verbosity"}),
     (_GROK := re.compile(r"grok-([4-9]|3-mini)"), {"presence_penalty", "frequency_penalty"}),
     (re.compile(r"grok-(2|3(?!-mini)|4(?!\.[3-9])|code)(?!.*multi)"), {"reasoning_effort"}),
+    (re.compile(r"(open-|mistral-large|mixtral|(code|mini|pix|dev)stral)"), {"reasoning_effort"}),
 )
 # These models take params of sampling only if they do not reason, as those of the group do unasked.
 _REASONS = re.compile(r"(?:ft:)?gpt-(?:5\.[1-4]|(5\.\d|[6-9]|\d\d))(?!.*-chat)")

@@ -365,11 +365,9 @@ def _chunk(event: Event, body: JSON) -> Chunk:
 
 def _is_shown(choice: JSON) -> bool:
     """Whether a choice has content that a Chunk cannot hold: media or a further choice."""
-    delta = choice.get("delta") or {}
-    names = (*_CONTENT, *_MEDIA) if choice.get("index") else _MEDIA
-    return any(delta.get(name) for name in names) or bool(
-        choice.get("index") and choice.get("text")
-    )
+    further = bool(choice.get("index"))
+    names = (*_CONTENT, *_MEDIA) if further else _MEDIA
+    return any(map((choice.get("delta") or {}).get, names)) or bool(further and choice.get("text"))
 
 
 _PLAIN = {"content", "role"}
