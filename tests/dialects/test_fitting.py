@@ -583,6 +583,16 @@ def test_grok_and_mistral_get_efforts_that_they_know_and_grok_no_penalties(model
     assert ("presence_penalty" in own | sent) == ("grok" not in model)
 
 
+def test_kimi_samples_as_it_wants():
+    body = {"model": "kimi-k2.6", "messages": HELLO, "temperature": 0, "top_p": 1, "seed": 3}
+    request, _ = chat.decode_request(strict_json.document(json.dumps(body)))
+    request.dropped = []
+    assert json.loads(openai.encode_request(request, stream=False)).keys() == {
+        *("model", "messages", "seed"),
+    }
+    assert request.dropped == ["temperature", "top_p"]
+
+
 @pytest.mark.parametrize(("asked", "effort"), [("low", "high"), ("minimal", "none")])
 def test_mistral_gets_the_older_name_of_a_limit_and_two_efforts(asked, effort):
     body = {"messages": HELLO, "max_completion_tokens": 9}

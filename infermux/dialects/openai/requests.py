@@ -49,14 +49,15 @@ _DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these refuse parts
 # These models refuse a tool turn without its reasoning.
 KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
 _THINKS = re.compile(r"deepseek-v\d|kimi-k", re.I)  # unless told not to
-# Params that OpenAI's models refuse; _SAMPLING has the values that they accept.
+# Params that models refuse; _SAMPLING has the values that OpenAI's accept.
 _SAMPLING = {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
 _TAKES_NONE = (
     (re.compile(r"(ft:)?(gpt-[34]|chatgpt-)"), {"reasoning_effort", "verbosity"}),
     (re.compile(r"(ft:)?(o\d|gpt-5(-(mini|nano|pro|codex)\b|-20|$))"), {*_SAMPLING, "prediction"}),
     (re.compile(r"o\d"), {"parallel_tool_calls", "verbosity"}),
-    (_GROK := re.compile(r"grok-([4-9]|3-mini)"), {"presence_penalty", "frequency_penalty"}),
+    (re.compile(r"grok-([4-9]|3-mini|code)"), {"presence_penalty", "frequency_penalty"}),
     (re.compile(r"grok-(2|3(?!-mini)|4(?!\.[3-9])|code)(?!.*multi)"), {"reasoning_effort"}),
+    (re.compile(r"kimi-k2\.[5-9]"), {*_SAMPLING}),
     (re.compile(r"(open-|mistral-large|mixtral|(code|mini|pix|dev)stral)"), {"reasoning_effort"}),
 )
 # These models take params of sampling only if they do not reason, as those of the group do unasked.
@@ -104,7 +105,8 @@ def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list
         found |= _SAMPLING.keys() if nearest_effort(effort, model) != "none" else set()
     if chat and params.get("tools") and params.get("reasoning_effort") != "none":
         found |= {"reasoning_effort"} if _NO_EFFORT_WITH_TOOLS.match(model) else set()
-    usual = {} if _GROK.match(model) else _SAMPLING  # xAI refuses penalties of 0, too
+    # xAI refuses penalties of 0, too, and Moonshot usual values
+    usual: Mapping[str, Any] = {} if model.startswith(("grok-", "kimi-")) else _SAMPLING
     return [
         name for name in params if name in found and params[name] not in (None, usual.get(name))
     ]
@@ -214,7 +216,7 @@ def fitted(body: Mapping[str, Any], request: InferRequest, drop: Drop) -> JSON:
     """Return the members of a body in this dialect that the model's vendor would refuse, fitted.
 
     Such are ids of tool calls and names that are too long and, at OpenAI, Mistral and others,
-    thoughts and cache marks and images in a tool's result. With a cache key see `fitted_names`.
+    thoughts and cache marks and images in a tool's result.
     """
     model, plain = request.model, request.provider in _PLAIN
     new = fitted_names(body, model, request.cache_key)
