@@ -220,11 +220,12 @@ def fitted(body: Mapping[str, Any], request: InferRequest, drop: Drop) -> JSON:
     """
     model, plain = request.model, request.provider in _PLAIN
     new = fitted_names(body, model, request.cache_key)
-    messages, taken = body.get("messages"), call_ids(model)
+    messages, mistrals = body.get("messages"), _MISTRAL.match(model)
     if not isinstance(messages, list):
         return new
     fits = [*map(_recalling, messages)] if _THINKS.search(model) and not plain else messages
-    strict = plain or taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
+    taken = fitting.MISTRAL_CALL_ID if mistrals else fitting.OPENAI_CALL_ID
+    strict = bool(plain or mistrals or _OPENAI.match(model))
     tools = body.get("tools") if strict else None
     if isinstance(tools, list) and _are_marked(tools):
         new["tools"] = [_unmarked(tool, drop) for tool in tools]
@@ -275,11 +276,6 @@ def _unmarked(holder: JSON, drop: Drop) -> JSON:
         return holder
     hint(_MARK, drop)
     return without(holder, _MARK)
-
-
-def call_ids(model: str) -> re.Pattern[str]:
-    """Return the pattern of the ids of tool calls that the model's vendor takes."""
-    return fitting.MISTRAL_CALL_ID if _MISTRAL.match(model) else fitting.OPENAI_CALL_ID
 
 
 def _native(message: JSON, drop: Drop) -> JSON:
