@@ -1267,6 +1267,8 @@ def messages(body: JSON) -> Asked:
     known(body.get("metadata") or {}, {"user_id"}, "metadata", EXTRA)
     if user is not None and len(user) > 256:
         raise Refused("metadata.user_id: String should have at most 256 characters")
+    if "@" in (user or ""):
+        raise Refused("metadata.user_id: user_id appears to contain an email address")
     if (count := json.dumps(body).count('"cache_control": {')) > 4:
         raise Refused(f"A maximum of 4 blocks with cache_control may be provided. Found {count}.")
     if isinstance(body.get("system"), list):

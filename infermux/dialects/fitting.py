@@ -24,6 +24,7 @@ ANTHROPIC_CALL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 OPENAI_USER = re.compile(r"(?s).{0,64}")
 ANY_USER = re.compile(r"(?s).{0,128}")
+NO_PERSON = re.compile(r"(?!\+?[\d ().-]{7,}\Z)[^@]{0,128}")  # no telephone, no address
 DEEPSEEK_USER = re.compile(r"[\w-]{1,128}", re.ASCII)
 MAX_SCHEMAS = 2000  # in one for Google, once its references are replaced
 

@@ -208,6 +208,21 @@ def test_a_user_is_fitted_also_in_a_native_body(model, user, same):
     assert (sent.decode() == text) == same and len(json.loads(sent)["user"]) <= 128
 
 
+@pytest.mark.parametrize(
+    ("user", "same"),
+    [
+        ("user-1234567", True),
+        ("bob@example.org", False),
+        ("+49 30 1234567", False),
+        ("u" * 129, False),
+    ],
+)
+def test_claude_hears_of_no_person(user, same):
+    """It refuses a user id that looks like an e-mail address or a telephone number."""
+    sent = sent_to(anthropic, "claude-sonnet-5", {"messages": HELLO, "user": user})
+    assert sent["metadata"]["user_id"] == (user if same else fitting.digest(user))
+
+
 # -- schemas ---------------------------------------------------------------------------------------
 
 PERSON = {

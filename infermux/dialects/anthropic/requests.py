@@ -417,7 +417,7 @@ def _identity(params: JSON, drop: Drop) -> JSON:
         unsupported("metadata", NAME, drop)
     names = [typed(metadata, "user_id", str)]
     names += [typed(params, name, str) for name in ("user", "safety_identifier")]
-    found = (fitting.user(name, fitting.ANY_USER) for name in names if name is not None)
+    found = (fitting.user(name, fitting.NO_PERSON) for name in names if name is not None)
     return next(({"metadata": {"user_id": name}} for name in found), {})
 
 
