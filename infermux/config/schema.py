@@ -337,7 +337,8 @@ def url(value: Any, place: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or " " in address:
         raise ConfigError(f"{place} must be a URL that begins with http:// or https://")
     if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"{place} must not hold credentials; set api_key instead")
+        instead = "; set api_key instead" * ("base_url" in place.lower())
+        raise ConfigError(f"{place} must not hold credentials{instead}")
     return address.rstrip("/")
 
 

@@ -1093,6 +1093,7 @@ def test_an_address_is_http_without_credentials(field, value, remedy):
         f"{'[trace]' if field == 'tokentrace' else '[providers.openai]'}\n{field} = '{value}'"
     )
     assert f"].{field} " in message and remedy in message and "u:p" not in message
+    assert ("set api_key" in message) is (field == "base_url" and remedy == "credentials")
 
 
 @pytest.mark.parametrize(
