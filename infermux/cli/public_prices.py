@@ -63,7 +63,7 @@ def update(
     Example: infermux prices update model_prices_and_context_window.json --dry-run
     """
     today = datetime.fromtimestamp(time.time(), UTC).date()
-    path = Path(output) if output else _own_place()
+    path = Path(output) if output else default_file(user=True).with_name(FILE)
     before = _present(path)
     allowed = _accepted(accepted) if accepted else []
     try:
@@ -137,13 +137,6 @@ def _read(source: str) -> bytes:
     if path.is_dir() and (path / "data.py").is_file():  # of the module genai_prices
         path = path / "data.py"
     return contents(str(path), source)
-
-
-def _own_place() -> Path:
-    path = default_file(user=True).with_name(FILE)
-    if not path.is_absolute():
-        raise OneLine("there is no home directory: name the table to write with --output")
-    return path
 
 
 def _present(path: Path) -> PriceTable:

@@ -166,8 +166,11 @@ def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
 
 def default_file(*, user: bool) -> Path:
     """Return the path that `infermux init` writes to: in this folder, or the *user*'s own."""
-    base = _user_folder(os.environ.get)
-    return Path(base, FILE) if user else Path(os.environ.get(CONFIG) or FILE)
+    if not user:
+        return Path(os.environ.get(CONFIG) or FILE)
+    if not (folder := _user_folder(os.environ.get)):
+        raise ConfigError("there is no home directory: name the file with --config or --output")
+    return Path(folder, FILE)
 
 
 def _user_folder(get: Callable[[str], str | None]) -> str:

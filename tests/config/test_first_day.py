@@ -533,6 +533,9 @@ def test_init_writes_where_the_file_would_be_read(tmp_path: Path) -> None:
     nowhere = infermux(tmp_path, "init", "-c", "no/such/x.toml")
     assert nowhere.returncode == 1 and nowhere.stderr.count("\n") == 1
     assert infermux(tmp_path, "init", "-c", "x.toml", "--user").returncode == 2
+    homeless = infermux(tmp_path, "init", "--user", HOME="")
+    assert (homeless.returncode, homeless.stdout) == (1, "") and "no home" in homeless.stderr
+    assert not (tmp_path / "infermux.toml").exists()
 
 
 def uncommented() -> str:
