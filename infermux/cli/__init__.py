@@ -123,6 +123,8 @@ def in_one_line() -> Iterator[None]:
         if getattr(sys, name) is None:  # closed: it reads as empty, and cannot be written
             file = os.open(os.devnull, os.O_RDONLY)
             setattr(sys, name, os.fdopen(file, mode, encoding="utf-8"))
+    if isinstance(out := sys.stdout, io.TextIOWrapper) and out.errors == "strict":
+        out.reconfigure(errors="replace")  # Windows redirects to a code page, which lacks letters
     try:
         yield
         sys.stdout.flush()

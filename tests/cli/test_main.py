@@ -72,6 +72,13 @@ def test_the_prompt_comes_through_as_it_is(text):
     assert infer(given=text).stdout == f"echo: {text}\n"
 
 
+def test_a_letter_that_the_output_cannot_have_costs_no_answer():
+    """Windows redirects to a code page."""
+    env = {"PYTHONIOENCODING": "cp1252"}
+    answer = run([*script("infermux"), "infer", "a \u2192 😀"], env=env)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "echo: a ? ?\n", "")
+
+
 def test_json_is_the_whole_response_in_the_protocols_order():
     result = infer("Hello world", "--json")
     assert list(json.loads(result.stdout).items()) == list(VALUES.items())
