@@ -1,9 +1,8 @@
 """Chaos tests of a configuration: they show what a client gets when a vendor fails.
 
 For each fault and model name, the first provider fails and all others are healthy; all of them are
-`FaultyVendor`s on loopback. Some requests have parameters that not every format can express. Every
-strategy is set to priority, so that the first provider is known, and all times are scaled to a
-short deadline.
+`FaultyVendor`s on loopback. Some requests have parameters that not every format can express. Times
+are scaled to a short deadline.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ _MESSAGES = [{"role": "user", "content": "What does the quick brown fox do?"}]
 
 class Row(NamedTuple):
     fault: str
-    when: str  # "before" the first token of a stream, or "after" it
+    when: str  # BEFORE the first token of a stream, or AFTER it
     streamed: bool
-    outcome: str  # "answer", "error CODE", "cut, told" or "SILENTLY WRONG"
+    outcome: str  # ANSWER, "error CODE", CUT or WRONG
     attempts: int
     seconds: float
-    failover: str  # "fired", "not needed", "none configured", "too late" or "did not fire"
+    failover: str  # see `_Result.failover`
     ok: bool
     model: str = ""  # the model names with these providers
     note: str = ""  # why it is not ok
@@ -194,6 +193,7 @@ def _isolated(config: Config, limit: float) -> Config:
             tpm=0,
         )
 
+    # the first target is known, and asked first
     plain: Any = {"strategy": "priority", "sticky": False, "weights": {}, "mirror": None}
     return replace(
         quiet,
@@ -289,8 +289,7 @@ def _called(
     elif begun:
         outcome = CUT
     else:
-        name = error.code if isinstance(error, InferMuxError) else type(error).__name__
-        outcome = f"error {name}"
+        outcome = f"error {getattr(error, 'code', type(error).__name__)}"
     able = case.providers
     if trial.fault.params is MEANINGS:
         dialects = {each.name: PRESETS[each.type].dialect for each in config.providers}
