@@ -306,16 +306,6 @@ _HTML = (
     b"<!DOCTYPE html><html><head><title>Sign in</title></head>"
     b"<body>Please sign in to the network.</body></html>"
 )
-_CUT_JSON = b'{"choices": [{"message": {"content": "The quick'
-_OTHER_JSON = b'{"result": ["The quick brown fox"], "content": 7, "choices": {}}'
-_DEEP_JSON = b"[" * 100_000 + b"]" * 100_000
-_ELSEWHERE = _says(b"", status=307, Location="/elsewhere/v1/chat/completions")
-_SHORT = _cut(lambda answer: _head(200, answer.kind, len(answer.body)))
-_CUT_CHUNK = _cut(lambda answer: _head(200, answer.kind) + b"%x\r\n" % len(answer.body))
-_END = _sends(lambda answer: _chunks(last=True))
-_EMPTY = _sends(lambda answer: _head(200, _STREAM) + _chunks(last=True))
-_WHOLE = _sends(lambda answer: message(200, answer.whole))
-_BOMB, _FLOOD = _floods(_gzip, Content_Encoding="gzip"), _floods(lambda: bytes)
 
 HINTS: Mapping[str, Any] = {
     "metadata": {"team": "a"},
@@ -340,14 +330,27 @@ FAULTS: dict[str, Fault] = {
     "stall": Fault("the request is never answered", _stall),
     "slow_headers": Fault("the head drips byte by byte, without end", _slow_headers),
     "slow_body": Fault("the body drips byte by byte", _slow_body, stream=_BOTH),
-    "truncated": Fault("the body is shorter than its Content-Length", _SHORT, stream=_BOTH),
-    "chunked_cut": Fault("the connection is closed within a chunk", _CUT_CHUNK, stream=_BOTH),
+    "truncated": Fault(
+        "the body is shorter than its Content-Length",
+        _cut(lambda answer: _head(200, answer.kind, len(answer.body))),
+        stream=_BOTH,
+    ),
+    "chunked_cut": Fault(
+        "the connection is closed within a chunk",
+        _cut(lambda answer: _head(200, answer.kind) + b"%x\r\n" % len(answer.body)),
+        stream=_BOTH,
+    ),
     "garbage": Fault("bytes that are not HTTP", _garbage, stream=_BOTH),
     "html": Fault("an HTML page with status 200", _says(_HTML, "text/html; charset=utf-8")),
     "empty": Fault("an empty body with status 200", _says(b"")),
-    "not_json": Fault("a body of incomplete JSON", _says(_CUT_JSON)),
-    "wrong_shape": Fault("JSON of another shape", _says(_OTHER_JSON)),
-    "deep_json": Fault("JSON with 100,000 levels", _says(_DEEP_JSON)),
+    "not_json": Fault(
+        "a body of incomplete JSON", _says(b'{"choices": [{"message": {"content": "The quick')
+    ),
+    "wrong_shape": Fault(
+        "JSON of another shape",
+        _says(b'{"result": ["The quick brown fox"], "content": 7, "choices": {}}'),
+    ),
+    "deep_json": Fault("JSON with 100,000 levels", _says(b"[" * 100_000 + b"]" * 100_000)),
     **_statuses(400, 401, 403, 404, 408, 413),
     "429": Fault("status 429 with a retry after a second", _fails(429, wait=1)),
     "429_long": Fault("status 429 with a retry after an hour", _fails(429, wait=3600)),
@@ -355,18 +358,36 @@ FAULTS: dict[str, Fault] = {
     "503_hints": _outage("hints", HINTS),
     "503_preferences": _outage("preferences", PREFERENCES),
     "503_meanings": _outage("parameters that are never dropped", MEANINGS),
-    "redirect": Fault("status 307 to another address", _ELSEWHERE),
-    "gzip_bomb": Fault(f"a small body that unpacks to {HUGE} MiB", _BOMB, stream=_BOTH),
-    "huge_body": Fault(f"a body of {HUGE} MiB", _FLOOD, stream=_BOTH),
+    "redirect": Fault(
+        "status 307 to another address",
+        _says(b"", status=307, Location="/elsewhere/v1/chat/completions"),
+    ),
+    "gzip_bomb": Fault(
+        f"a small body that unpacks to {HUGE} MiB",
+        _floods(_gzip, Content_Encoding="gzip"),
+        stream=_BOTH,
+    ),
+    "huge_body": Fault(f"a body of {HUGE} MiB", _floods(lambda: bytes), stream=_BOTH),
     "stream_cut": _in_stream("the stream is closed before its end", _closed),
     "stream_reset": _in_stream("the stream is reset", _reset),
     "stream_stall": _in_stream("the stream stalls", _stall),
     "stream_error_event": _in_stream("the stream ends with an error event", _sends(_error_event)),
-    "stream_no_terminator": _in_stream("the stream ends without terminator", _END),
+    "stream_no_terminator": _in_stream(
+        "the stream ends without terminator", _sends(lambda answer: _chunks(last=True))
+    ),
     "stream_garbage_event": _in_stream(
         "one event is broken, later ones are not", _sends(_garbage_event)
     ),
-    "stream_empty": Fault("a stream without events", _EMPTY, plain=False),
-    "stream_json": Fault("the right answer, not streamed", _WHOLE, plain=False, failover=False),
+    "stream_empty": Fault(
+        "a stream without events",
+        _sends(lambda answer: _head(200, _STREAM) + _chunks(last=True)),
+        plain=False,
+    ),
+    "stream_json": Fault(
+        "the right answer, not streamed",
+        _sends(lambda answer: message(200, answer.whole)),
+        plain=False,
+        failover=False,
+    ),
 }
 HEALTHY = Fault("the right answer", _sends(_healthy))
