@@ -32,7 +32,6 @@ NORMAL_DEADLINE = 60.0  # seconds: that of a configuration without one
 GRACE = 1.0  # seconds beyond its deadline that a busy machine may need
 MIN_TIMEOUT = 0.5  # seconds: no timeout is scaled to less
 WORKERS = 8  # calls at a time; most of them only wait
-HEALTHY_ROW = "healthy"  # the name of the row without a fault
 ANSWER, CUT, WRONG = "answer", "cut, told", "SILENTLY WRONG"
 _STAND_IN = "vllm"  # a type without models and prices; it replaces types that are not HTTP
 _SAYS_ALL = ("openai", "azure")  # dialects that can express every fault's request
@@ -152,7 +151,7 @@ def verdict(rows: Sequence[Row]) -> int:
 
 
 def _trials(faults: Iterable[str]) -> list[_Trial]:
-    trials = [_Trial(HEALTHY_ROW, BEFORE, streamed) for streamed in (False, True)]
+    trials = [_Trial("healthy", BEFORE, streamed) for streamed in (False, True)]
     for name in faults:
         if name not in FAULTS:
             raise ConfigError(f"there is no fault {name!r}{suggestion(name, FAULTS)}")

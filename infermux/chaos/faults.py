@@ -20,7 +20,6 @@ DRIP_SECONDS = 0.15  # between two bytes of a slow response
 FAULT_SECONDS = 0.05  # between the first tokens of a stream and its fault
 HUGE = 100  # MiB of a body that is too long, or of what a small one unpacks to
 _JSON, _STREAM = "application/json", "text/event-stream"
-_MIB = b" " * 2**20
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -257,7 +256,7 @@ def _floods(coder: Callable[[], Callable[[bytes], bytes]], **headers: str) -> Ac
 
     def act(peer: Peer, answer: Answer) -> bool:
         encoded = coder()
-        begun, block = encoded(answer.begun if answer.after else b""), encoded(_MIB)
+        begun, block = encoded(answer.begun if answer.after else b""), encoded(b" " * 2**20)
         peer.send(_head(200, answer.kind, len(begun) + HUGE * len(block), **headers), begun)
         peer.wait()
         for _ in range(HUGE):

@@ -34,7 +34,6 @@ from ..routing.router import Router
 
 _UNWRITTEN = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _BAR = 24  # characters of the longest bar
-_FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes text that begins so for a formula
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
 config_option = click.option(
@@ -271,4 +270,5 @@ def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = printable(value)
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+    formula = text.startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if formula else text

@@ -36,7 +36,6 @@ _PROVIDERS = (  # a cloud's name on its bill, and names of its provider in the c
     (re.compile(r"microsoft|azure", re.I), ("azure",)),
     (re.compile(r"google|gcp", re.I), ("gemini", "google", "vertex")),
 )
-_PROVIDER = ("providername", "serviceprovidername", "invoiceissuername", "publishername")
 _CURRENCY = ("billingcurrency",)
 KNOWS = (  # further columns of FOCUS, and each provider's own
     r"x_.*|.*(?:id|names?|type|tags|zone|start|end|status|class|category|frequency|quantity|unit"
@@ -70,7 +69,8 @@ def charges(cells: Cells) -> Iterator[Charge]:
 
 def vendors(cells: Cells) -> tuple[str, ...]:
     """Return the names that the provider of a line may have."""
-    name = cells.text(*_PROVIDER)
+    own = "providername", "serviceprovidername", "invoiceissuername", "publishername"
+    name = cells.text(*own)
     known = (names for words, names in _PROVIDERS if words.search(name))
     return next(known, (model_key(name),) if name else ())
 

@@ -24,7 +24,6 @@ _ANTHROPIC_DAY = ("usage_date_utc", "starting_at")
 _DEEPSEEK_DAY = ("utc_date", *_STARTS)
 _OPENROUTER_MODEL = ("model", "slug", "model_permaslug")
 _OPENROUTER_BYOK = ("byok_usage_inference", "byok_usage", "upstream_inference_cost")
-_BYOK = "paid with own keys (BYOK)"
 _PLAIN_DAY = (
     "usage_date_utc",
     "usage_date",
@@ -152,7 +151,7 @@ def _openrouter(cells: Cells, day: str, *amounts: str) -> Iterator[Charge]:
     at, model = cells.day(day)[0], model_key(cells.text(*_OPENROUTER_MODEL))
     yield Charge(at, model, cells.amount(*amounts))
     if cells.text(*_OPENROUTER_BYOK):
-        yield Charge(at, model, cells.amount(*_OPENROUTER_BYOK), _BYOK)
+        yield Charge(at, model, cells.amount(*_OPENROUTER_BYOK), "paid with own keys (BYOK)")
 
 
 def _deepseek_usage(cells: Cells) -> Iterator[Charge]:

@@ -32,7 +32,6 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_DELIMITERS = ",;\t|"
 _LISTS = ("data", "results", "value", "records", "rows", "items")
 _PAGE = ("object", "has_more", "next_page", "first_id", "last_id", "nextlink")  # of an API's answer
 
@@ -123,7 +122,7 @@ def _csv(text: str, notes: tuple[str, ...]) -> Table:
         delimiter, skipped = named[1], 1
     else:
         stream.seek(0)
-        delimiter = max(_DELIMITERS, key=lambda each: len(_cells(first, each)))
+        delimiter = max(",;\t|", key=lambda each: len(_cells(first, each)))
     rows = _numbered(csv.reader(stream, delimiter=delimiter), skipped)
     head = next((cells for _, cells in rows if any(map(str.strip, cells))), [])
     keys = [key(name) for name in head]

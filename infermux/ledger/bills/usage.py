@@ -21,7 +21,6 @@ _SEARCH = Fraction(1, 100)  # USD, for each of Anthropic's web searches
 _GEO = {"us": Fraction(11, 10)}  # factors of Anthropic's inference_geo
 _ANYWHERE = ("", "global", "not_available", "none", "null", "not_applicable")
 _WRITE = "usage_input_tokens_cache_write"
-_EPHEMERAL = "cache_creation_ephemeral_{}_input_tokens"
 ANTHROPIC_OUTPUT = ("usage_output_tokens", "output_tokens")
 _OPENAI_OTHER = (  # tokens with prices of their own, and their names in messages
     ("audio", ("input_audio_tokens", "output_audio_tokens", "input_cached_audio_tokens")),
@@ -63,7 +62,10 @@ def anthropic(cells: Cells, day: str) -> Iterator[Charge]:
     """
     name = cells.text(*_MODEL)
     cached = cells.count("usage_input_tokens_cache_read", "cache_read_input_tokens")
-    five, hour = (cells.count(f"{_WRITE}_{time}", _EPHEMERAL.format(time)) for time in ("5m", "1h"))
+    five, hour = (
+        cells.count(f"{_WRITE}_{time}", f"cache_creation_ephemeral_{time}_input_tokens")
+        for time in ("5m", "1h")
+    )
     written = hour + five + cells.count(_WRITE)  # in older exports
     fresh = cells.count("usage_input_tokens_no_cache", "uncached_input_tokens")
     out = cells.count(*ANTHROPIC_OUTPUT)

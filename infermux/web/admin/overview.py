@@ -57,9 +57,10 @@ class Span(NamedTuple):
         return int(now) // self.step * self.step + self.step - self.seconds
 
 
-_SPANS = (Span("1h", 3_600, 300), Span("24h", 86_400, 3_600), Span("7d", 604_800, 10_800))
-SPANS = {span.name: span for span in _SPANS}
-DEFAULT_SPAN = "24h"
+SPANS = {
+    span.name: span
+    for span in (Span("1h", 3_600, 300), Span("24h", 86_400, 3_600), Span("7d", 604_800, 10_800))
+}
 
 
 def span_of(text: str) -> Span:
@@ -67,7 +68,7 @@ def span_of(text: str) -> Span:
     if text and text not in SPANS:
         hint = close_to(text, SPANS)
         raise must_be("span", f'"1h", "24h" or "7d", not {shown(text)}{hint}')
-    return SPANS[text or DEFAULT_SPAN]
+    return SPANS[text or "24h"]
 
 
 class Overview(NamedTuple):

@@ -155,7 +155,6 @@ class Meaning(NamedTuple):
 
 
 _ROW = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \|$", re.MULTILINE)
-_UNKNOWN = Meaning("Not a code of this version.", "`infermux help errors` lists the codes.")
 
 
 @cache
@@ -166,7 +165,8 @@ def meanings() -> dict[str, Meaning]:
 
 def meaning(code: str) -> Meaning:
     """Return the meaning of *code*, also of an unknown one."""
-    return meanings().get(code, _UNKNOWN)
+    unknown = Meaning("Not a code of this version.", "`infermux help errors` lists the codes.")
+    return meanings().get(code, unknown)
 
 
 def phrase(status: int | None) -> str:
