@@ -29,16 +29,7 @@ from ...types import JSON, Target
 from ..http import json_response, query_of
 from .sentence import Sentence, meaning, sentence
 
-PARAMETERS = (
-    "q",
-    "status",
-    "model",
-    "provider",
-    "caller",
-    "error",
-    "before",
-    "limit",
-)  # of a search
+PARAMETERS = ("q", "status", "model", "provider", "caller", "error", "before", "limit")
 CALLS = 50  # of a page of calls, by default
 MAX_ROWS = 12  # rows of a table; the others are added up in one more
 _filling: weakref.WeakSet[Any] = weakref.WeakSet()  # ledgers for which a thread sums up steps
