@@ -228,11 +228,8 @@ def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
         )
     if isinstance(value, dict):
         value = without(value, "custom_id") | ({"model": model} if model else {})
-    return InferRequest.from_dict(value, parameters.kinds()), _mist_answer
-
-
-def _mist_answer(call: Call, response: InferResponse) -> bytes:
-    return strict_json.encode(response.to_dict())
+    request = InferRequest.from_dict(value, parameters.kinds())
+    return request, lambda call, response: strict_json.encode(response.to_dict())
 
 
 def _openai(asked: Document, model: str) -> InferRequest:

@@ -234,7 +234,10 @@ def targets(api: Api) -> Response:
 
 def circuit(api: Api, action: str, name: str) -> Response:
     """Open, close or reset the circuits of a provider or model; return its targets."""
-    registry, model = api.router.registry, _requested_model()
+    given: JSON = json_body(strict_json.document).value if read_body() else {}
+    model, registry = request.args.get("model", given.get("model", "")), api.router.registry
+    if not isinstance(model, str) or len(model) > 200 or given.keys() - {"model"}:
+        raise RequestError('the body must be empty or {"model": "NAME"}', param="model")
     registry.member(name)
     chosen = {target.model for target in registry.resolve(model, name)} if model else {None}
     for each in chosen:
@@ -248,14 +251,6 @@ def circuit(api: Api, action: str, name: str) -> Response:
     if made.heard is not None:
         data["other_hosts"] = made.heard
     return json_response(data | {"targets": found})
-
-
-def _requested_model() -> str:
-    given: JSON = json_body(strict_json.document).value if read_body() else {}
-    model = request.args.get("model", given.get("model", ""))
-    if not isinstance(model, str) or len(model) > 200 or given.keys() - {"model"}:
-        raise RequestError('the body must be empty or {"model": "NAME"}', param="model")
-    return model
 
 
 _FOR_OPERATORS: tuple[Route, ...] = (
