@@ -175,7 +175,8 @@ class Batch:
             finally:
                 cost.append(self._settle(call, hold))
             sent, wait = sent + len(call.attempts), found.wait
-            if wait is None and hold.wanted and sent < call.most_attempts(self.router.attempts):
+            may_fail_over = found.status != 200 and sent < call.most_attempts(self.router.attempts)
+            if wait is None and hold.wanted and may_fail_over:
                 wait = 0.0  # there may be room for another attempt once other lines have ended
             if not call.attempts:
                 worst = max(worst, hold.wanted)

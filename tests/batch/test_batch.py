@@ -613,6 +613,22 @@ def test_what_failed_attempts_are_assumed_to_cost_is_held_before_the_next(tmp_pa
             assert 0.9 * len(vendor.seen) * 10**12 <= sum(spent) <= 3.5 * 10**12
 
 
+def test_a_line_that_a_cheaper_target_has_answered_is_done(tmp_path):
+    """After the first target failed, there is no room for the second."""
+    prices = ", ".join(
+        f'{model} = {{ input = "{usd}", output = "1" }}'
+        for model, usd in (("a", 1000), ("b", 3000), ("c", 1))
+    )
+    body = {"messages": [{"role": "user", "content": "!a" * 500}], "max_tokens": 1}
+    with Vendor(Scripted(body=b'{"id": "c"'), Scripted()) as vendor:
+        names = '[models]\nall = ["openai/a", "openai/b", "openai/c"]'
+        path = config(tmp_path, vendor, names, prices=f"{{ {prices} }}")
+        source = written(tmp_path, line("q", model="all", **body))
+        done = batch(source, "-c", path, "--budget", "3.5")
+    assert [each.body["model"] for each in vendor.seen] == ["a", "c"]
+    assert (done.exit_code, done.stderr.count("1 ok")) == (0, 1), done.stderr
+
+
 def test_a_kill_while_failures_are_tried_again_forgets_no_cost(tmp_path):
     body = {"messages": [{"role": "user", "content": "!a" * 500}], "max_tokens": 1}
     source = written(tmp_path, *[line(f"q{n}", model="openai/m", **body) for n in range(3)])
