@@ -316,12 +316,12 @@ def polite(events: Any, request: Any) -> Iterator[Any]:
 def skipping(data: bytes, *more: Any) -> Any:
     """An event that is broken is left out."""
     try:
-        return CHUNK(data, *more)
+        return READ(data, *more)
     except ValueError:
-        return openai.Chunk()
+        return {"choices": []}
 
 
-STRICT, CHUNK = openai.decode_events, openai._chunk
+STRICT, READ = openai.decode_events, openai.read_object
 MUTANTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (
         "no terminator needed",
@@ -343,7 +343,7 @@ MUTANTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str, str]] = [
     ),
     (
         "broken events skipped",
-        lambda patch: patch.setattr(openai, "_chunk", skipping),
+        lambda patch: patch.setattr(openai, "read_object", skipping),
         "stream_garbage_event",
         chaos.WRONG,
     ),
