@@ -110,7 +110,7 @@ class CommandSecret(Secret):
             before = self._value
             if time.monotonic() - max(self._fetched, self._failed) < RETRY_SECONDS:
                 return False  # it was run just now
-            self._kept, self._fetched = self._fetched, -float("inf")
+            self._kept, self._fetched = max(self._kept, self._fetched), -float("inf")
         try:
             return self.current(self._limit) != before
         except NoSecret:

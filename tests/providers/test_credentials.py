@@ -13,6 +13,7 @@ import threading
 import time
 from base64 import b32encode
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from hashlib import sha256
 from pathlib import Path
@@ -466,10 +467,11 @@ def test_a_token_that_was_refused_once_is_used_if_there_is_no_other(tmp_path, mo
         path = program(tmp_path, COUNTS)
         found = router(vendor, f'"command:{path}"', tmp_path)
         found.infer("hi", model="v/m")
-        program(tmp_path, "sys.exit(1)")
+        program(tmp_path, "time.sleep(0.3)\nsys.exit(1)")
         vendor.refused = {"token-number-1-": REFUSED}
-        with pytest.raises(ProviderAuthError):
-            found.infer("hi", model="v/m")
+        with ThreadPoolExecutor(4) as pool:  # the first one runs the command, the others wait
+            calls = [pool.submit(found.infer, "hi", model="v/m") for _ in range(4)]
+        assert {type(call.exception()) for call in calls} == {ProviderAuthError}
         vendor.refused = {}
         assert found.infer("hi", model="v/n").content == "hi"
         assert vendor.keys[-1] == "token-number-1-"
