@@ -104,15 +104,16 @@ class CommandSecret(Secret):
                 return self._value
             raise NoSecret(self._why or f"{self.source} has not answered yet")
 
-    def renew(self) -> bool:
-        """Fetch another key, as the vendor has refused this one; return whether it differs."""
+    def renew(self, used: str) -> bool:
+        """Fetch another key, as the vendor has refused *used*; return whether there is one."""
         with self._changed:
-            before = self._value
+            if self._value != used:
+                return True
             if time.monotonic() - max(self._fetched, self._failed) < RETRY_SECONDS:
                 return False  # it was run just now
             self._kept, self._fetched = max(self._kept, self._fetched), -float("inf")
         try:
-            return self.current(self._limit) != before
+            return self.current(self._limit) != used
         except NoSecret:
             return False
 

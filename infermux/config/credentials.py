@@ -51,22 +51,22 @@ class FileSecret(Secret):
     def current(self, patience: float) -> str:
         """Return the key in the file now; the last one if it cannot be read."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self.renew()
+            self.renew(self._value)
         return self._value
 
-    def renew(self) -> bool:
-        """Read the file again; return whether it holds another key."""
+    def renew(self, used: str) -> bool:
+        """Read the file again; return whether it holds another key than *used*."""
         with self._lock:
-            before, self._looked = self._value, time.monotonic()
+            self._looked = time.monotonic()
             with contextlib.suppress(OSError):
                 if _stamp(self._path.stat()) == self._stamp:
-                    return False
+                    return self._value != used
             try:
                 self._stamp, self._value = self._read("api_key")
             except ConfigError as error:  # half written, or removed: the next check may succeed
                 if self._log.due():
                     log.warning("the last key is used: %s", error.message)
-            return self._value != before
+            return self._value != used
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:

@@ -77,10 +77,10 @@ class _Key:
             what = "this service has no API key for the provider now"
             raise having(ProviderAuthError(what), hint=str(error), sent=False) from None
 
-    def renew(self) -> bool:
-        """Look for another value of the key; return whether there is one."""
+    def renew(self, used: str) -> bool:
+        """Look for another value of the key than *used*; return whether there is one."""
         renew = getattr(self.secret, "renew", None)
-        return renew is not None and bool(renew())
+        return renew is not None and bool(renew(used))
 
 
 class Credentials:
@@ -148,16 +148,17 @@ class Credentials:
     ) -> Answer:
         """Return the answer to a request with *key*, or with a newer value of it."""
 
-        def sent() -> Answer:
-            prepared.headers.update(self._headers(key.value(exchange.deadline)))
+        def sent(value: str) -> Answer:
+            prepared.headers.update(self._headers(value))
             return post()
 
+        used = key.value(exchange.deadline)
         try:
-            return sent()
+            return sent(used)
         except ProviderAuthError:
-            if exchange.deadline.expired or not repeatable() or not key.renew():
+            if exchange.deadline.expired or not repeatable() or not key.renew(used):
                 raise
-        return sent()
+        return sent(key.value(exchange.deadline))
 
     def note(self, key: _Key, ident: str) -> None:
         """Note the key of the account that has what an id means."""

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from support import Vendor, completion, eventually
+from support import PATIENCE, Vendor, completion, eventually
 
 from infermux import InferRequest, Router, build
 from infermux.admission.keys import hashed
@@ -290,6 +290,27 @@ def test_a_refused_file_is_read_again_at_once(tmp_path):
         assert vendor.keys[-1] == "second-key-02"
 
 
+def test_calls_that_are_refused_at_once_all_get_the_new_key(tmp_path):
+    refused = threading.Barrier(5)
+
+    class Together(Keyed):
+        def answer(self, handler: Any, body: bytes) -> None:
+            if handler.headers["Authorization"].endswith(tuple(self.refused)):
+                refused.wait(PATIENCE)
+            super().answer(handler, body)
+
+    path = tmp_path / "key"
+    path.write_text("first-key-0001")
+    with Together() as vendor, ThreadPoolExecutor(5) as pool:
+        found = router(vendor, f'"file:{path}"', tmp_path)
+        found.infer("hi", model="v/m")
+        path.write_text("second-key-02")
+        vendor.refused = {"first-key-0001": REFUSED}
+        calls = [pool.submit(found.infer, "hi", model="v/m") for _ in range(5)]
+        assert [call.result().content for call in calls] == ["hi"] * 5
+        assert vendor.keys.count("second-key-02") == 5
+
+
 def test_a_new_key_of_a_file_is_redacted_too(tmp_path, at_once):
     path = tmp_path / "key"
     path.write_text("first-key-0001")
@@ -458,6 +479,28 @@ def test_a_refused_token_is_fetched_again(tmp_path, monkeypatch):
         vendor.refused = {"token-number-1-": REFUSED}
         assert found.infer("hi", model="v/m").content == "hi"
         assert vendor.keys[-1] == "token-number-2-"
+
+
+def test_a_call_that_is_refused_late_gets_the_token_that_another_has_fetched(tmp_path, monkeypatch):
+    arrived, late = threading.Event(), threading.Event()
+
+    class Late(Keyed):
+        def answer(self, handler: Any, body: bytes) -> None:
+            if self.refused and not arrived.is_set():
+                arrived.set()
+                late.wait(PATIENCE)
+            super().answer(handler, body)
+
+    monkeypatch.setattr(command, "RETRY_SECONDS", 0.0)
+    with Late() as vendor, ThreadPoolExecutor(1) as pool:
+        found = router(vendor, f'"command:{program(tmp_path, COUNTS)}"', tmp_path)
+        found.infer("hi", model="v/m")
+        vendor.refused = {"token-number-1-": REFUSED}
+        call = pool.submit(found.infer, "hi", model="v/m")
+        assert arrived.wait(PATIENCE) and found.infer("hi", model="v/m").content == "hi"
+        monkeypatch.setattr(command, "RETRY_SECONDS", 5.0)
+        late.set()
+        assert call.result().content == "hi" and runs(tmp_path) == 2
 
 
 def test_a_token_that_was_refused_once_is_used_if_there_is_no_other(tmp_path, monkeypatch):
