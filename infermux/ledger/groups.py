@@ -26,6 +26,7 @@ class Job:
 
     work: Any
     busy: float
+    anywhere: bool = False  # even if the file is no longer at the path
     done: bool = False
     error: Exception | None = None
     result: Any = None

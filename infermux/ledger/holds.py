@@ -87,10 +87,13 @@ def decide(
 
     *amounts* are what each budget is to hold more; *taken* is by the budgets' owners.
     """
-    over, warn, known = hold.over, list[Budget](), list[tuple[Budget, int, int]]()
+    over, warn = hold.over, list[Budget]()
+    known: tuple[Budget, int, int] | None = None
     for budget, pico in amounts:
         found, warns, limit = taken[budget.owner], budget.then == "warn", budget.limit_pico
-        known.append((budget, limit + found.raised, limit - found.pico - pico))
+        left = limit - found.pico - pico
+        if known is None or left < known[2]:
+            known = budget, limit + found.raised, left
         if found.pico + pico <= min(limit, MAX_SPENT):
             continue
         # a cheaper model that one budget has chosen does not lift the limit of another
@@ -100,7 +103,7 @@ def decide(
         over = True
         if warns and found.warned_ms <= ms(rules.at) - WARN_MS:
             warn.append(budget)
-    return hold._replace(over=over, warn=tuple(warn), known=min(known, key=lambda each: each[2]))
+    return hold._replace(over=over, warn=tuple(warn), known=known)
 
 
 def slots(budget: Budget, at: float, zone: tzinfo) -> tuple[int, int]:

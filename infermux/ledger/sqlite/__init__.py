@@ -186,9 +186,9 @@ class SQLiteLedger(Ledger):
     def _write(self, work: Callable[[Connection], T], budget: Budget | None = None) -> T:
         """Return the result of *work*, run in a transaction that other threads may share.
 
-        One that a hard *budget* needs waits longer for a file that could not be written.
+        With a *budget*, it is not checked that the file still exists: settling does that.
         """
-        job = Job(work, self._patience(budget))
+        job = Job(work, self._patience(budget), anywhere=budget is not None)
         if not self._here().group.run(job):
             raise self._unavailable("other threads have been writing for too long", temporary=True)
         self._report()
@@ -255,7 +255,8 @@ class SQLiteLedger(Ledger):
         busy = max([job.busy for job in jobs])
         connection.begin(busy)
         # checked within the transaction: a damaged file is renamed only while nobody writes
-        current = self._current(process, process.writer, connection)
+        stays = all(job.anywhere for job in jobs)
+        current = connection if stays else self._current(process, process.writer, connection)
         if current is not connection:
             current.begin(busy)
         try:
