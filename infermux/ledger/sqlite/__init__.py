@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from sqlite3 import Cursor
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -252,11 +253,11 @@ class SQLiteLedger(Ledger):
             log.error("%s", self._file.moved.pop())
 
     def _transact(self, process: _Process, jobs: Sequence[Job], connection: Connection) -> None:
-        busy = max([job.busy for job in jobs])
+        busy, current = max(map(attrgetter("busy"), jobs)), connection
         connection.begin(busy)
         # checked within the transaction: a damaged file is renamed only while nobody writes
-        stays = all(job.anywhere for job in jobs)
-        current = connection if stays else self._current(process, process.writer, connection)
+        if len(jobs) > 1 or not jobs[0].anywhere:
+            current = self._current(process, process.writer, connection)
         if current is not connection:
             current.begin(busy)
         try:
