@@ -9,6 +9,7 @@ from datetime import UTC, tzinfo
 from functools import cache, lru_cache
 from hashlib import blake2b
 from itertools import product
+from typing import Any
 
 from ..errors import RequestError, shown
 from . import MAX_ROWS, AttemptRow, CallRow, Total, periods, summed
@@ -231,7 +232,14 @@ def bindable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def call_row(call: CallRow) -> tuple[tuple[Any, ...], str, str]:
+    """Return the row of a call, and the key and text of its plan's first line, kept once."""
+    line, end, rest = call.plan.partition("\n")
+    key = _digest(line)
+    return (*call[:-1], key + end + rest), key, line
+
+
 @lru_cache(maxsize=1024)
-def digest(line: str) -> str:
-    """Return the key of a plan's first line, which is stored once; "" for an empty line."""
+def _digest(line: str) -> str:
+    """Return the key of a line; "" for an empty one."""
     return blake2b(line.encode(), digest_size=DIGEST_LENGTH // 2).hexdigest() if line else ""

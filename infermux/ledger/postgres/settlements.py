@@ -16,7 +16,7 @@ from psycopg import errors
 from .. import LOST, AttemptRow, CallRow, Hold, Record
 from ..holds import MICRO, expired, lost_place, lost_record, take_back
 from ..periods import DAY, SLOT, ms
-from ..queries import digest
+from ..queries import call_row
 from ..recent.activity import HOUR
 from ..recent.activity import SLOT as SLOT_SECONDS
 from ..rollups import PRUNED
@@ -27,7 +27,6 @@ from .statements import (
     Link,
     Sql,
     Statement,
-    clean,
     encoded,
     objects,
     recordset,
@@ -100,7 +99,7 @@ def settle(
         raise errors.DivisionByZero
     deltas, records = Deltas(), [record for record, _ in batch]
     held = [row for record, hold in batch for row in _expect(deltas, record.call, hold, zone)]
-    rows = [_row(record.call) for record in records]
+    rows = [call_row(record.call) for record in records]
     new = {key: line for _, key, line in rows if key and key not in plans}
     given = {
         "deltas": objects(changes(deltas)),
@@ -199,7 +198,7 @@ def _spend(
 
 def write_rows(link: Link, records: Sequence[Record]) -> set[str]:
     """Add calls with their attempts; return the ids of those that were new."""
-    rows = [_row(record.call) for record in records]
+    rows = [call_row(record.call) for record in records]
     added = {
         id for (id,) in link.execute(_CALLS, (recordset([row for row, _, _ in rows]),)).fetchall()
     }
@@ -263,13 +262,6 @@ def _starts(records: Iterable[Record], step: int, now: float) -> list[int]:
     """Return the starts of the ended steps to which a call is added."""
     starts = {record.call.at_ns // 10**9 // step * step for record in records}
     return sorted(start for start in starts if start + step <= now)
-
-
-def _row(call: CallRow) -> tuple[tuple[Any, ...], str, str]:
-    """Return a call's row, and the digest and text of its plan's first line."""
-    line, end, rest = call.plan.partition("\n")
-    key = digest(line)
-    return (*call[:-1], key + end + rest), key, clean(line)
 
 
 def _sums(calls: Iterable[CallRow]) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from sqlite3 import Cursor
 
 from .. import Hold, Record
 from .. import stores as tables
-from ..queries import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN, digest
+from ..queries import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN, call_row
 from . import budgets
 
 APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
@@ -186,9 +186,7 @@ def settle(
     *known_plans* has digests of plans in the file; the call's is added.
     """
     call = record.call
-    line, end, rest = call.plan.partition("\n")
-    key = digest(line)
-    row, taken_back = (*call[:-1], key + end + rest), None
+    (row, key, line), taken_back = call_row(call), None
     if not sql.execute(WRITE_CALL, row).rowcount:
         taken_back = budgets.found_again(sql, call.at_ns, call.id)
         if taken_back is None:
