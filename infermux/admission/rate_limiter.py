@@ -104,7 +104,7 @@ class RateLimiter:
         with opened as table:
             second = int(self._clock())
             at, words = table.record(caller, second), table.words
-            for then in range(second, int(since) - 1, -1):
+            for then in _counting(since, second):
                 bucket = at + _REQUEST_BUCKETS + then % _SPAN
                 if words[bucket]:
                     words[bucket] -= 1
@@ -142,13 +142,13 @@ class RateLimiter:
             at = table.record(caller, second)
             if tokens >= 0:
                 _add(table.words, at, second, min(tokens, _MAX_TOKENS))
-            elif int(since) > second - _SPAN:  # else the estimate no longer counts
-                for then in range(int(since), second + 1):
-                    part = min(table.words[at + _TOKEN_BUCKETS + then % _SPAN], -tokens)
-                    _add(table.words, at, then, -part)
-                    tokens += part
-                    if not tokens:
-                        break
+                return
+            for then in _counting(since, second):
+                part = min(table.words[at + _TOKEN_BUCKETS + then % _SPAN], -tokens)
+                _add(table.words, at, then, -part)
+                tokens += part
+                if not tokens:
+                    return
 
     def check(self) -> None:
         """Raise ConfigError if the file cannot be used; keep it closed, for a later fork."""
@@ -275,6 +275,11 @@ def _advance(words: memoryview, at: int, second: int) -> None:
     words[at + _SECOND] = second
     words[at + _REQUESTS] = sum(words[at + _REQUEST_BUCKETS : at + _TOKEN_BUCKETS])
     words[at + _TOKENS] = sum(words[at + _TOKEN_BUCKETS : at + _RECORD])
+
+
+def _counting(since: float, second: int) -> range:
+    """Return the seconds from *since* to *second*; none if what was counted no longer counts."""
+    return range(int(since), second + 1 if int(since) > second - _SPAN else 0)
 
 
 def _add(words: memoryview, at: int, second: int, tokens: int) -> None:

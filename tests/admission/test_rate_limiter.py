@@ -238,6 +238,19 @@ def test_what_is_given_back_after_its_minute_is_nothing(rates: RateLimiter, cloc
     assert counted(rates, "b") == (0, 0)
 
 
+def test_each_request_that_is_given_back_is_its_own(rates: RateLimiter, clock: Clock) -> None:
+    for _ in range(2):
+        rates.take("a", rpm=9, tpm=None)
+        clock.now += 1
+    for since in (BEGIN, BEGIN + 1):
+        rates.give_back("a", 0, since=since)
+    assert counted(rates, "a") == (0, 0)
+    clock.now += 61
+    rates.take("a", rpm=9, tpm=None)
+    rates.give_back("a", 0, since=BEGIN)  # of an earlier minute
+    assert counted(rates, "a") == (1, 0)
+
+
 def test_a_call_may_have_begun_in_the_second_before_its_take(
     rates: RateLimiter, clock: Clock
 ) -> None:

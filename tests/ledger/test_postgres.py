@@ -829,11 +829,15 @@ def test_limits_per_minute_are_exact_over_hosts(
 def test_tokens_per_minute_are_corrected(there: Database, opens: Opens, tmp_path: Path) -> None:
     one, two = (opens(there.service).rates(RateLimiter(tmp_path / f"{n}.r")) for n in range(2))
     began = time.monotonic()
-    assert one.take("web", rpm=None, tpm=100, tokens=101) == inf
+    unused = Window(None, 100)
+    assert one.take("web", rpm=None, tpm=100, tokens=101, window=unused) == inf
+    assert (unused.tokens, unused.tokens_reset) == (0, 0.0)
     assert one.take("web", rpm=None, tpm=100, tokens=60) is None
     assert two.take("web", rpm=9, tpm=100, tokens=101, window=(window := Window(9, 100))) == inf
     assert (window.requests, window.tokens) == (1, 60)
     assert two.take("web", rpm=None, tpm=100, tokens=60) is not None
+    # a second before the host's clock would have it
+    there.sql("UPDATE rates SET seconds = ARRAY(SELECT s - 1 FROM unnest(seconds) AS s)")
     one.correct("web", -50, since=began)
     assert counted(two, "web") == (1, 10)
     assert two.take("web", rpm=None, tpm=100, tokens=60) is None

@@ -161,7 +161,7 @@ class SharedRates:
                 return
             passed, now = time.monotonic() - since, database.now()
             if tokens and now is not None and passed < SPAN:  # else the estimate no longer counts
-                start = math.floor(now - passed)
+                start = math.floor(now - passed) - 1  # clocks are compared to milliseconds only
                 values = (start, -tokens, start, caller)
                 database.run(lambda link: link.execute(_SUBTRACT, values))
         except LedgerUnavailable:
@@ -169,7 +169,7 @@ class SharedRates:
 
     def _row(self, caller: str) -> tuple[Counts, float]:
         found = self._database().run(lambda link: link.execute(_ROW, (caller,)).fetchone())
-        return _recent(*found) if found else ([], 0.0)
+        return _recent(*found) if found else ([], math.inf)
 
     def check(self) -> None:
         self._local.check()
