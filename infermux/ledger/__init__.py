@@ -81,6 +81,8 @@ class Budget:
             object.__setattr__(self, "period", per)
         if self.period not in PERIODS or self.limit_pico < 0:
             raise ValueError("no such budget: it is 0 or more, per day, month or total")
+        if self.also and len({each.owner for each in self.all}) <= len(self.also):
+            raise ValueError("no such budgets: a call counts in one budget of each caller or team")
 
     @property
     def all(self) -> tuple[Budget, ...]:

@@ -128,6 +128,14 @@ def test_a_budget_that_cannot_be_is_refused(period: str, limit: int) -> None:
         Budget("web", limit, period)
 
 
+def test_a_caller_has_one_budget_of_its_own() -> None:
+    """Its calls would be spent twice."""
+    with pytest.raises(ValueError, match="one budget of each caller"):
+        Budget("web", 100, "day", also=(Budget("web", 1000, "month"),))
+    shared = Budget("web", 1000, "month", members=("web", "app"))  # of the same name
+    assert Budget("web", 100, "day", also=(shared,)).all[1] is shared
+
+
 # -- what is admitted ------------------------------------------------------------------------------
 
 
