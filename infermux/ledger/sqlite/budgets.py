@@ -223,7 +223,7 @@ def _spend(
     period, pico = held
     keys = names(at, zone)
     # one statement for all three would take three times as long
-    sql.executemany(_SPEND, [(cost or 0, pico * (key == period), owner, key) for key in keys])
+    sql.executemany(_SPEND, [(cost or 0, pico if key == period else 0, owner, key) for key in keys])
 
 
 # -- sums and operators' changes --
