@@ -237,12 +237,11 @@ class Reservations:
         known = {(owner, key): rest for owner, key, *rest in rows}
         found = []
         for budget, key in zip(budgets, keys, strict=True):
-            if key in known:
-                spent, raised, held, lost = map(int, known[key])
-            else:
+            row = known.get(key)
+            if row is None:
                 slots = _slots(budget, at, self._zone)
-                [cost] = link.execute(_COST_SO_FAR, slots).fetchone() or (0,)
-                spent, raised, held, lost = int(cost), 0, 0, 0
+                row = [*(link.execute(_COST_SO_FAR, slots).fetchone() or (0,)), 0, 0, 0]
+            spent, raised, held, lost = map(int, row)
             resets = budget.resets(at, self._zone)
             limit = budget.limit_pico + raised
             found.append(BudgetState(budget, key[1], limit, spent + lost, held - lost, resets))
@@ -250,19 +249,15 @@ class Reservations:
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
         """Add *more* to the limit in the current period, or forgive what is spent (None)."""
-        tries = count()
-        return self._database.run(
-            lambda link: self._adjusted(link, budget, more, at, next(tries) > 0)
-        )
+        tries, key = count(), budget.key(at, self._zone)
 
-    def _adjusted(
-        self, link: Link, budget: Budget, more: int | None, at: float, again: bool
-    ) -> Adjustment:
-        """Adjust a budget; *again*: a connection was lost, so it may have been done."""
-        self._begin(link, [budget], at, [])
-        key = budget.key(at, self._zone)
-        with link.transaction():
-            return adjusted(Sql(link), _BUDGET, budget, more, at, key, again=again)
+        def work(link: Link) -> Adjustment:
+            again = next(tries) > 0  # a connection was lost, so it may have been done
+            self._begin(link, [budget], at, [])
+            with link.transaction():
+                return adjusted(Sql(link), _BUDGET, budget, more, at, key, again=again)
+
+        return self._database.run(work)
 
 
 def locks(callers: Iterable[str]) -> list[int]:

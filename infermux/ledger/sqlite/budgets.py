@@ -241,12 +241,11 @@ def cost_so_far(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> int:
 
 def state(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> BudgetState:
     """Return the state of a budget, without expired holds."""
-    key, resets = budget.key(at, zone), budget.resets(at, zone)
-    for spent, raised, held in ask(_STATE, (ms(at), budget.owner, key)):
-        return BudgetState(budget, key, budget.limit_pico + raised, spent, held, resets)
-    return BudgetState(
-        budget, key, budget.limit_pico, cost_so_far(ask, budget, at, zone), 0, resets
-    )
+    key = budget.key(at, zone)
+    found = ask(_STATE, (ms(at), budget.owner, key))
+    [(spent, raised, held)] = found or [(cost_so_far(ask, budget, at, zone), 0, 0)]
+    limit, resets = budget.limit_pico + raised, budget.resets(at, zone)
+    return BudgetState(budget, key, limit, spent, held, resets)
 
 
 def adjust(sql: Cursor, budget: Budget, more: int | None, at: float, zone: tzinfo) -> Adjustment:
