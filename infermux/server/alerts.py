@@ -177,10 +177,16 @@ class Watcher:
         if warning := stale(now, router.targets.prices):
             yield Due(Alert("prices", "prices", warning[0].upper() + warning[1:]), DAY)
 
+    def _were_told(self, router: Router) -> bool:
+        """Whether an earlier worker of this service has sent all alerts about lost records."""
+        sent = router.ledger.alerts().sent() if router.ledger is not None else {}
+        last, began = sent.get("records"), status.monitor(router).memory.created
+        return last is not None and began < last.at < self._clock() - HOUR
+
     def _records(self, router: Router) -> Iterator[Due]:
         lost = status.records(router).lost
         if self._lost is None or lost < self._lost:
-            self._lost = 0
+            self._lost = lost if lost and self._were_told(router) else 0
         if lost <= self._lost:
             return
 

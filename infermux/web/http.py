@@ -6,6 +6,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -257,7 +258,7 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     header = environ.get
     if (session := header("HTTP_X_SESSION_ID")) is not None:
         wanted.session = session
-    tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
+    tags = {name: _utf8(value) for name, key in _TAG_HEADERS if (value := header(key))}
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
     user = _utf8(header("HTTP_X_INFERMUX_USER", ""))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags, user=user)
@@ -274,10 +275,12 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
 
 
 def _utf8(text: str) -> str:
-    """Return a header that may be UTF-8, which WSGI gives as Latin-1."""
+    """Return a header in UTF-8, which WSGI gives as Latin-1; another one as it is."""
     if text.isascii():
         return text
-    return text.encode("latin-1", "replace").decode("utf-8", "replace")
+    with suppress(UnicodeError):
+        return text.encode("latin-1").decode()
+    return text
 
 
 def _read_timeout(text: str) -> float | None:

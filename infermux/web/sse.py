@@ -110,8 +110,11 @@ class EarlyHead:
         is_stream: bool = True,
     ) -> None:
         self._headers = headers
+        request = current_request()
         seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers) * is_stream
-        self._start: StartResponse | None = current_request().environ.get(START)
+        if request.method == "HEAD":  # no body may follow
+            seconds = 0
+        self._start: StartResponse | None = request.environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
         self._call: Call | None = call
         self._encode: Callable[[Stream | None], Encoder] | None = encode

@@ -24,9 +24,15 @@ def native_body(response: InferResponse, dialect: str) -> bytes | None:
 def token_count(api: Api, call: Call, dialect: str, member: str, **more: object) -> Response:
     """Respond with the vendor's count as *member*, or with an estimate marked as such."""
     router = api.router
-    router.ids.pin(call)
+    try:
+        router.ids.pin(call)
+        if not (op := _operation(api, call, dialect)):
+            router.admission.admit(call, streamed=False)
+    except BaseException as error:
+        router.finish(call, error)
+        raise
     asked = call.request
-    if op := _operation(api, call, dialect):
+    if op:
         params = {name: asked.params[name] for name in _COUNTED if name in asked.params}
         call.request = replace(asked, op=op, params=params)
         try:
@@ -37,9 +43,7 @@ def token_count(api: Api, call: Call, dialect: str, member: str, **more: object)
         else:
             count = response.extra.get("input_tokens", response.tokens_in)
             return call_response(call, native_body(response, dialect) or more | {member: count})
-    else:
-        router.admission.admit(call, streamed=False)
-        router.finish(call, None)
+    router.finish(call, None)  # of an estimate
     count = estimate_messages(asked.messages)
     if asked.params.get("tools"):
         count += estimate(strict_json.dumps(asked.params["tools"]))

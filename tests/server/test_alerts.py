@@ -219,6 +219,13 @@ def test_lost_records_are_told(tmp_path, webhook):
         watcher.check(router)
         [told] = eventually(lambda: webhook.events("records"))
         assert told["details"] == {"lost": 3} and told["text"].startswith("3 calls")
+        next_worker = watching.Watcher(router, clock=lambda: time.time() + 7200)
+        for lost in (3, 3, 4, 4):
+            router.accounting.lost = lost
+            next_worker.check(router)
+        eventually(lambda: len(webhook.events("records")) > 1)
+        time.sleep(0.1)
+        assert [each["details"]["lost"] for each in webhook.events("records")] == [3, 4]
 
 
 def test_only_the_events_that_are_named_are_sent(tmp_path, webhook):

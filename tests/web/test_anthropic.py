@@ -24,6 +24,10 @@ from flask import Flask
 from support import ask
 
 from infermux import EchoProvider, anthropic_blueprint
+from infermux.admission import Admission
+from infermux.admission.keys import Keyring, hashed
+from infermux.admission.rate_limiter import RateLimiter
+from infermux.types import Caller
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HELLO = {"max_tokens": 50, "messages": [{"role": "user", "content": "hello"}]}
@@ -215,6 +219,20 @@ def test_counting_is_estimated_and_marked_elsewhere(front, vendors, model):
         and 50 < long.json["input_tokens"] < 250
     )
     assert short.headers["Request-Id"] == short.headers["X-Request-Id"]
+
+
+def test_an_estimate_that_is_refused_ends_as_any_call(tmp_path):
+    """Its slot is free again, or the service would be full after a few."""
+    limits = Admission(calls=2, rates=RateLimiter(tmp_path / "rates"))
+    callers = Caller("ann", rpm=1), Caller("bob")
+    keys = Keyring([(hashed(caller.name), caller) for caller in callers])
+    asked = {"model": "echo-v1", "messages": HELLO["messages"]}
+    with Front(EchoProvider(), keyring=keys, admission=limits) as front:
+        found = [front.ask(COUNT, asked, x_api_key="ann").status for _ in range(5)]
+        found.append(front.ask(COUNT, asked | {"model": "unknown"}, x_api_key="bob").status)
+        found.append(front.ask(MESSAGES, asked | HELLO, x_api_key="bob").status)
+    assert found == [200, 429, 429, 429, 429, 404, 200]
+    assert [span.status for span in front.spans] == ["ok", *["error"] * 5, "ok"]
 
 
 def test_an_estimate_counts_the_system_prompt_and_the_tools(front):

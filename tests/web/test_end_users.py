@@ -166,6 +166,19 @@ def test_the_header_wins(plain, path):
 def test_a_header_is_utf_8(plain):
     plain.ask(header="jürgen".encode().decode("latin-1"))
     assert plain.last == "jürgen"
+    plain.ask(header="jürgen")
+    assert plain.last == "jürgen", "Latin-1 is no UTF-8"
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "latin-1"])
+def test_tags_in_headers_are_text(at, coding):
+    place = at("tags = true")
+    headers = {"Authorization": "Bearer app"}
+    headers["X-Infermux-Project"] = "köln".encode(coding).decode("latin-1")
+    body = {"model": "m", "messages": SAID}
+    assert place.client.post(CHAT, json=body, headers=headers).status_code == 200
+    found = place.client.get("/costs?by=tag:project", headers=ADMIN).json["rows"]
+    assert [row["tag:project"] for row in found] == ["köln"]
 
 
 @pytest.mark.parametrize("user", [True, 1.5, None, ["a"], {"a": 1}, "", "   "])

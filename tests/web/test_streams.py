@@ -2,6 +2,8 @@
 
 import contextlib
 import threading
+import time
+from functools import partial
 
 import pytest
 from doors import (
@@ -32,6 +34,7 @@ from werkzeug.test import EnvironBuilder
 
 import infermux
 from infermux import EchoProvider, InferRequest, anthropic_blueprint, openai_blueprint
+from infermux.dialects.responses import Support
 from infermux.providers import http
 from infermux.providers.http import Timeouts
 
@@ -268,6 +271,23 @@ def test_the_status_line_goes_out_early_in_an_app_that_mounts_the_endpoints(api)
         first, *_ = events = sse(answer.data)
         assert answer.status_code == 200 and first.name in (":", "ping")
         assert "".join(texts(events, api)) == "echo: Tell me a story."
+
+
+def test_the_head_of_a_stream_goes_out_once_and_alone():
+    """The client asked for HEAD: bytes after it would be the next response to it."""
+    wrote: list[bytes] = []
+    slow, start = partial(time.sleep, 0.5), lambda *_: wrote.append
+    event = b'data: {"type": "response.completed", "response": {"id": "resp_1"}}\n\n'
+    with (
+        Vendor("openai", stream(slow, event)) as vendor,
+        Front(vendor.provider(responses=Support(stores=True)), app=mounted) as front,
+    ):
+        for method in ("HEAD", "GET"):
+            builder = EnvironBuilder("/v1/responses/resp_1?stream=true", method=method)
+            answer = front.app(builder.get_environ(), start)
+            wrote += answer
+            answer.close()
+            assert bool(wrote) == (method == "GET")
 
 
 # -- while it lasts --------------------------------------------------------------------------------
