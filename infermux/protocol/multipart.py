@@ -120,7 +120,7 @@ class _Parts:
             raise _malformed("its boundary stands inside a part")
         self._keep(at - 2)
         if self._value is not None:
-            self._end_field(bytes(self._value))
+            self._end_field(self._value)
         self._take(2 + len(self._dash))
         self._step = self._line
         return True
@@ -135,7 +135,7 @@ class _Parts:
             value += more
             self._kept += len(more)
 
-    def _end_field(self, value: bytes) -> None:
+    def _end_field(self, value: bytearray) -> None:
         name, known = self._name, self.fields.get(self._name)
         if known is not None and name in _ONCE:
             raise RequestError(f"{name} is given twice", param=name)

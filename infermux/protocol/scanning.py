@@ -49,20 +49,13 @@ class Members:
             at = self._in_string(data, at) if self._quoted else self._outside(data, at)
 
     def _in_string(self, data: bytes, at: int) -> int:
-        start = at
-        if self._escaped:
-            at, self._escaped = at + 1, False
+        start, at = at, at + self._escaped
         end = data.find(b'"', at)
-        slash = data.find(b"\\", at, len(data) if end < 0 else end)
-        while slash >= 0:
+        while (slash := data.find(b"\\", at, len(data) if end < 0 else end)) >= 0:
             at = slash + 2
-            if at > len(data):
-                self._escaped = True
-                end = -1
-                break
-            if end >= 0 and end < at:
+            if 0 <= end < at:
                 end = data.find(b'"', at)
-            slash = data.find(b"\\", at, len(data) if end < 0 else end)
+        self._escaped = at > len(data)
         stop = len(data) if end < 0 else end + 1
         self._keep(data, start, stop)
         if end >= 0:
@@ -84,16 +77,12 @@ class Members:
         start = at
         while at < len(data) and data[at] not in _ORDINARY:
             at += 1
-        if at == len(data):
-            self._keep(data, start, at)
-            return at
-        letter = data[at : at + 1]
-        ends = self._depth == 1 and letter in (b",", b"}")
-        if self._value is not None and ends:
-            self._keep(data, start, at)
-            self._value = None
-        elif self._value is not None:
-            self._keep(data, start, at + 1)
+        letter = data[at : at + 1]  # b"" at the end
+        if self._value is not None:
+            ends = self._depth == 1 and letter in (b",", b"}")
+            self._keep(data, start, at if ends else at + 1)
+            if ends:
+                self._value = None
         self._turn(letter)
         return at + 1
 

@@ -329,9 +329,8 @@ def _float(text: str) -> float:
 
 
 def _int(text: str) -> int:
-    if (
-        len(text) > _MAX_DIGITS
-    ):  # Python's own limit of 4,300 digits has a message about its settings
+    # Python's own limit of 4,300 digits has a message about its settings
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"the number {text[:40]}… is too large")
     return int(text)
 

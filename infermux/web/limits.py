@@ -37,12 +37,12 @@ def _tightest(call: Call) -> Mapping[str, Figures]:
     found: dict[str, Figures] = {}
     for window in call.windows:
         for kind, limit, used, reset in (
-            ("requests", window.rpm or 0, window.requests, window.requests_reset),
-            ("tokens", window.tpm or 0, window.tokens, window.tokens_reset),
+            ("requests", window.rpm, window.requests, window.requests_reset),
+            ("tokens", window.tpm, window.tokens, window.tokens_reset),
         ):
-            figures, known = Figures(kind, limit, max(0, limit - used), reset), found.get(kind)
-            if limit and (known is None or figures.left < known.left):
-                found[kind] = figures
+            if limit:
+                own = Figures(kind, limit, max(0, limit - used), reset)
+                found[kind] = min(found.get(kind, own), own, key=lambda figures: figures.left)
     return found
 
 

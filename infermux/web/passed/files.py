@@ -117,8 +117,8 @@ def listing(api: Api, *, what: str) -> Response:
     op = "batch" if what == "batches" else "files"
     several = objects.accounts(router, provider) > 1
     if not several and not objects.is_filtered(router, caller):
-        own = _query(**({"after": after} if after else {}))
-        return _answered(api, _begin(api, op, provider, "GET", f"/{what}{own}", caller))
+        own = f"/{what}{_query(after=after)}"
+        return _answered(api, _begin(api, op, provider, "GET", own, caller))
     call = _begin(api, op, provider, "GET", path("", limit), caller)
     most, rising = _LIMITS[what][1] if several else 100, arguments.get("order") == "asc"
     try:
