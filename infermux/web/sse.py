@@ -58,7 +58,8 @@ def sse_response(
     stream = early.open(api.router)
     if isinstance(stream, Response):
         return stream
-    call.releases.append(current_request().environ.pop(BODY).release)
+    if call.ended is None:  # else a hook has held the answer until its end
+        call.releases.append(current_request().environ.pop(BODY).release)
     headers = Headers({**own, **call_headers(call)})
     response = BytesResponse(events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)

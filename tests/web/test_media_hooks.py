@@ -349,6 +349,7 @@ def test_words_of_a_streamed_transcript_are_seen_and_changed(vendor, names):
         assert text == end["text"] == "It is [mail], I say."
         text, [segment, end] = streamed(front)
         assert text == end["text"] == "It is [mail], I say." and segment["id"] == "t"
+        assert front.router.admission.bodies.used == 0
     expected = HEARD if names == ("after",) else "It is [mail], I say."
     assert seen[3:] == ([expected] if "after" in names else [])
 

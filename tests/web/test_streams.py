@@ -34,6 +34,7 @@ from werkzeug.test import EnvironBuilder
 
 import infermux
 from infermux import EchoProvider, InferRequest, anthropic_blueprint, openai_blueprint
+from infermux.admission import Admission
 from infermux.dialects.responses import Support
 from infermux.providers import http
 from infermux.providers.http import Timeouts
@@ -288,6 +289,15 @@ def test_the_head_of_a_stream_goes_out_once_and_alone():
             wrote += answer
             answer.close()
             assert bool(wrote) == (method == "GET")
+
+
+@pytest.mark.parametrize("hook", ["after", "chunk"])
+def test_a_stream_gives_the_room_of_its_request_back(hook):
+    """A stream that `after` holds back has ended before the first byte of it is sent."""
+    limits, asked = Admission(bodies=2000), body("openai", "echo-v1") | {"user": "u" * 600}
+    with Front(EchoProvider(), admission=limits, hooks={hook: lambda *_: None}) as front:
+        found = [front.ask(CLIENTS["openai"].path, asked).status for _ in range(4)]
+    assert found == [200] * 4 and limits.bodies.used == 0
 
 
 # -- while it lasts --------------------------------------------------------------------------------

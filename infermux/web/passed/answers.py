@@ -43,7 +43,8 @@ def passed_response(api: Api, call: Call, *, wants_stream: bool = False) -> Resp
         data = b"".join([chunk.native or b"" for chunk in stream])
         whole = {"Content-Type": _type(passed.media), "Content-Length": str(len(data))}
         return BytesResponse([data], 200, _headers(call, whole))
-    call.releases.append(environ.pop(BODY).release)
+    if call.ended is None:
+        call.releases.append(environ.pop(BODY).release)
     is_events = "event-stream" in passed.media
     encoder = Encoder(environ, is_events=is_events or early.write is not None)
     if early.write is not None and not is_events:
