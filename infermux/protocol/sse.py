@@ -55,11 +55,7 @@ class Parser:
 
     def end(self) -> list[Event]:
         """Return the last event if the stream ends without an empty line after it."""
-        events: list[Event] = []
-        self._line(bytes(self._rest), events)
-        self._rest.clear()
-        self._line(b"", events)
-        return events
+        return self.feed(b"\n\n")
 
     def _line(self, line: bytes, events: list[Event]) -> None:
         if not line:

@@ -28,10 +28,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Client(socket.socket):
-    """The socket of a client, which must send its requests at a minimum speed.
+    """The socket of a client; it always blocks, so that the kernel's send timeout applies.
 
-    The socket always blocks, so that the kernel's send timeout applies. recv() waits with a limit
-    of its own, and in few threads at a time.
+    recv() waits with a limit of its own, and in few threads at a time.
     """
 
     is_secured = True  # unless a TLS handshake is missing

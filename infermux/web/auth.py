@@ -154,9 +154,8 @@ def check_no_caller(api: Api, key: str) -> None:
 
 # -- an operator's login in a browser: a signed cookie, and a token against forged requests --
 #
-# Neither holds the admin key, and both end when it changes. A cookie or HTTP Basic alone may only
-# read, as other sites can make a browser send them; to change something, a page of ours adds the
-# token in a header, which other sites can neither read nor send.
+# Neither holds the admin key, and both end when it changes. A page of ours sends the token in a
+# header, which other sites can neither read nor send.
 
 
 def _signed(key: str, purpose: str, text: str) -> str:

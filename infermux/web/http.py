@@ -166,13 +166,10 @@ def read_body(limit: int = MAX_BODY) -> bytes:
     limit = min(limit, room.most, limit if own is None else own)
     try:
         data = _received(room, size, limit)
-    except RequestEntityTooLarge:
-        refuse_body()
-        raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
     except Overloaded:
         raise
     except Exception as error:  # servers raise various errors for a truncated or malformed body
-        raise unread(error) from None
+        raise unread(error, limit) from None
     if size is not None and len(data) < size:
         raise RequestError(
             f"the body has {counted(len(data), 'byte')}, but Content-Length is {size}"
@@ -190,9 +187,11 @@ def check_encoding() -> None:
         )
 
 
-def unread(error: Exception) -> InferMuxError:
-    """Return our error for a server's when it reads a body; the rest of it stays unread."""
+def unread(error: Exception, limit: int) -> InferMuxError:
+    """Return our error for one in reading a body of *limit* bytes; its rest stays unread."""
     refuse_body()
+    if isinstance(error, RequestEntityTooLarge):
+        return RequestTooLarge(f"the body is longer than {limit} bytes")
     if is_shortage(error):
         return Overloaded("too many clients send slowly; retry shortly")
     slow = isinstance(error, TimeoutError)

@@ -55,8 +55,7 @@ def infer(api: Api) -> Response:
     """Respond to an infer.request payload, streamed if it or the Accept header asks for it."""
     caller = admitted(api)
     data = json_body(strict_json.loads)
-    wanted = InferRequest.from_dict(data, parameters.kinds())
-    call = start_call(api, wanted, caller)
+    call = start_call(api, InferRequest.from_dict(data, parameters.kinds()), caller)
     streamed = next((data[name] for name in data if name.lower() == "stream"), None)
     if streamed or "text/event-stream" in request.environ.get("HTTP_ACCEPT", ""):
         return sse_response(api, call, Encoder)

@@ -68,7 +68,7 @@ def stored(
 
     def ask(owner: Owner) -> Response:
         path = f"/{kind}s/{quote(owner.ident, safe='')}{more}"
-        call = _begin(api, owner, method, path, body, caller)
+        call = _begin(api, owner.provider, method, path, body, caller)
         call.ids, call.settles = {owner.ident: ident}, owner.settles
         if method == "GET" and request.args.get("stream") == "true":
             return sse_response(api, call, lambda _: Encoder(_answer(call)))
@@ -91,8 +91,7 @@ def create(api: Api) -> Response:
     if not providers:
         raise NotFound("no provider has conversations")
     first = next((each for each in providers if each.provider.responses.stores), providers[0])
-    owner = Owner(first.name, "")
-    return _answered(api, _begin(api, owner, "POST", "/conversations", body, caller))
+    return _answered(api, _begin(api, first.name, "POST", "/conversations", body, caller))
 
 
 def _body(method: str, rest: str) -> Document | None:
@@ -103,13 +102,13 @@ def _body(method: str, rest: str) -> Document | None:
 
 
 def _begin(
-    api: Api, owner: Owner, method: str, path: str, body: Document | None, caller: Caller
+    api: Api, provider: str, method: str, path: str, body: Document | None, caller: Caller
 ) -> Call:
     native = None if body is None else Native(NAME, body)
     params = {"method": method, "path": path}
-    asked = InferRequest("", provider=owner.provider, params=params, native=native, op=RESOURCE)
+    asked = InferRequest("", provider=provider, params=params, native=native, op=RESOURCE)
     call = start_call(api, asked, caller)
-    call.plan = plan(Route("", (Target(owner.provider, ""),)), Snapshot(), 0)
+    call.plan = plan(Route("", (Target(provider, ""),)), Snapshot(), 0)
     return call
 
 

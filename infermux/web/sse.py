@@ -112,9 +112,8 @@ class EarlyHead:
     ) -> None:
         self._headers = headers
         request = current_request()
-        seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers) * is_stream
-        if request.method == "HEAD":  # no body may follow
-            seconds = 0
+        may = is_stream and request.method != "HEAD"  # after which no body may come
+        seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers) * may
         self._start: StartResponse | None = request.environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
         self._call: Call | None = call

@@ -57,5 +57,5 @@ def _operation(api: Api, call: Call, dialect: str) -> str:
     provider = router.registry.get(target.provider) if target is not None else None
     if getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):
         return "count_tokens"
-    support = getattr(provider, "responses", None) if dialect == RESPONSES else None
-    return "input_tokens" if support is not None and support.counts else ""
+    counts = getattr(getattr(provider, "responses", None), "counts", False)
+    return "input_tokens" if counts and dialect == RESPONSES else ""

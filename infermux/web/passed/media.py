@@ -16,7 +16,7 @@ from ...dialects import require, without
 from ...dialects.openai import NAME
 from ...dialects.openai.endpoints import ENDPOINTS
 from ...dialects.openai.metering import text_tokens
-from ...errors import InferMuxError, RequestError, RequestTooLarge, counted
+from ...errors import InferMuxError, RequestError, counted
 from ...protocol import InferRequest, Native, strict_json
 from ...protocol.multipart import HOLD, Read, Upload
 from ...protocol.passed import Passed
@@ -124,8 +124,7 @@ def read_upload(*, model: bool, seen: bool = False) -> Upload:
     check_encoding()
     size, limit = body_size(), _limit()
     if size is not None and size > limit:
-        refuse_body()
-        raise RequestTooLarge(f"the body is longer than {limit} bytes")
+        raise unread(RequestEntityTooLarge(), limit)
     body_room().take(HOLD if size is None else min(size, HOLD))
     boundary = _media()[1].get("boundary", "")
     try:
@@ -152,11 +151,8 @@ def _reader(size: int | None, limit: int) -> Read:
         nonlocal left
         try:
             data: bytes = stream.read(min(most, left)) if left else b""
-        except RequestEntityTooLarge:
-            refuse_body()
-            raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
         except Exception as error:  # of the server
-            raise unread(error) from None
+            raise unread(error, limit) from None
         left -= len(data)
         if not data and size is not None and left:
             refuse_body()
