@@ -51,12 +51,15 @@ class EndpointBlueprint(Blueprint):
 
 
 def endpoints(
-    name: str, api: Api, routes: Iterable[Route], refusals: Iterable[Route] = ()
+    name: str,
+    api: Api,
+    routes: Iterable[Route],
+    refusals: Mapping[tuple[str, str], View] | None = None,
 ) -> EndpointBlueprint:
     """Return a blueprint that calls its views with *api*; other methods get a JSON 405.
 
-    *refusals* are routes whose views say more than that; they are not listed. A path has one rule
-    for all methods, as Werkzeug takes a millisecond to compile one.
+    *refusals* are views that say more than that, by method and path; they are not listed. A path
+    has one rule for all methods, as Werkzeug takes a millisecond to compile one.
     """
     if not isinstance(api.router, Router) or not callable(api.identify or print):
         raise TypeError("give a Router, such as infermux.load(), and a function as caller")
@@ -65,10 +68,9 @@ def endpoints(
     for method, path, view in routes:
         known = views.setdefault(path, {})
         known |= dict.fromkeys(("GET", "HEAD") if method == "GET" else (method,), view)
-    others = {(method, path): view for method, path, view in refusals}
     for path, known in views.items():
         refuse = partial(_refuse, ", ".join(known))
-        more = {method: others.get((method, path), refuse) for method in METHODS}
+        more = {method: (refusals or {}).get((method, path), refuse) for method in METHODS}
         blueprint.add_url_rule(
             path,
             re.sub(r"\W+", "_", path).strip("_") or "index",

@@ -45,7 +45,7 @@ def gemini_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
     for path in PATHS:
         routes += [("GET", path, models), ("GET", f"{path}/<path:ident>", model)]
     checked = [(method, path, partial(_without_key, view)) for method, path, view in routes]
-    unknown = [("POST", f"{path}/<path:ident>", no_method) for path in PATHS]
+    unknown = {("POST", f"{path}/<path:ident>"): no_method for path in PATHS}
     api = Api("gemini", router, wire.encode_error, caller)
     return endpoints("infermux_gemini", api, checked, unknown)
 

@@ -41,7 +41,6 @@ from .answers import passed_response
 
 EMPTY = Document({}, "", {})  # bodies that are not JSON
 _TRUE = (True, "true", "True", "1")
-_ALIASES = {"/v2/rerank": "rerank"}  # Cohere's own
 
 
 def pass_on(api: Api, op: str) -> Response:
@@ -170,5 +169,5 @@ MEDIA_ROUTES: list[Route] = [
         for op in ENDPOINTS
         if op not in ("files", "batches")
     ),
-    *(("POST", path, partial(pass_on, op=op)) for path, op in _ALIASES.items()),
+    ("POST", "/v2/rerank", partial(pass_on, op="rerank")),  # Cohere's own
 ]
