@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
+from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
@@ -33,7 +34,7 @@ _MAX_FOREIGN = 16  # unknown names in a request, as each is compared with all kn
 # Options of vendors' SDKs that would redirect a call or replace its credentials.
 _FORBIDDEN = frozenset(("api_base", "api_key", "api_version", "base_url", "headers"))
 _FORBIDDEN |= {"extra_headers", "extra_body", "extra_query"}
-_MARK = int.from_bytes(os.urandom(16), "big")  # stands for a number; being random, it is in no text
+_MARK = os.urandom(16).hex()  # stands for a number; being random, it is in no text
 _PLAIN = (str, int)
 _ESCAPES = [(mark, f"\\u{ord(mark):04x}") for mark in "<>&\u2028\u2029"]
 
@@ -42,8 +43,9 @@ def encode(value: object) -> bytes:
     """Return JSON as Go's encoding/json writes it, so that a relay in Go keeps its checksum."""
     numbers: list[str] = []
     text = strict_json.dumps(_marked(value, numbers))
-    for place, number in enumerate(numbers, _MARK):
-        text = text.replace(str(place), number)
+    if numbers:
+        parts = text.split(f'"{_MARK}"')
+        text = "".join(chain(*zip_longest(parts, numbers, fillvalue="")))
     for mark, escape in _ESCAPES:
         if mark in text:
             text = text.replace(mark, escape)
@@ -69,7 +71,7 @@ def _marked(value: object, numbers: list[str]) -> object:
     if number == text:
         return value
     numbers.append(number)
-    return _MARK + len(numbers) - 1
+    return _MARK
 
 
 def new_id() -> str:
