@@ -109,8 +109,7 @@ def models(api: Api) -> Response:
     if api.name == "gemini" or is_google():
         return json_response(_google_page(api, [*owners.items()]))
     if is_codex():
-        found = [_codex(api, name, number) for number, name in enumerate(owners)]
-        return json_response({"models": found})
+        return json_response({"models": _codex(api, owners)})
     data = [_model(api, name, owner) for name, owner in owners.items()]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     page = {"data": data, "has_more": False, "first_id": first, "last_id": last}
@@ -200,12 +199,15 @@ def _google(api: Api, name: str, provider: str) -> JSON:
     } | given({"inputTokenLimit": context, "outputTokenLimit": output})
 
 
-def _codex(api: Api, name: str, number: int) -> JSON:
-    """Describe a model for Codex, which refuses the list if a member is missing."""
-    context, _ = _limits(api, name)
+def _codex(api: Api, names: Iterable[str]) -> list[JSON]:
+    """Describe models for Codex, which refuses the list if a member is missing."""
     known: JSON = json.loads(resources.files("infermux").joinpath("web/codex.json").read_bytes())
-    known |= {"slug": name, "display_name": name, "priority": number}
-    return known | {"context_window": context, "max_context_window": context}
+    found = []
+    for number, name in enumerate(names):
+        context, _ = _limits(api, name)
+        own = {"slug": name, "display_name": name, "priority": number}
+        found.append(known | own | {"context_window": context, "max_context_window": context})
+    return found
 
 
 MODEL_ROUTES: list[Route] = [  # shared by the OpenAI-compatible and the Anthropic-compatible API

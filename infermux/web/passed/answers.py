@@ -19,7 +19,7 @@ from ...protocol import strict_json
 from ...protocol.sse import Event, comment
 from ...types import JSON, Chunk, Usage
 from ..http import BODY, Api, BytesResponse, call_headers
-from ..sse import HEADERS, EarlyHead, events
+from ..sse import HEADERS, EarlyHead, events, failed_response
 
 # Types that a browser does not run as a page of this server.
 _MEDIA = re.compile(
@@ -50,7 +50,7 @@ def passed_response(api: Api, call: Call, *, wants_stream: bool = False) -> Resp
     if early.write is not None and not is_events:
         stream.close()
         late = StreamIncomplete("the provider answered without events")
-        return BytesResponse([encoder.error(late)], 200, Headers(HEADERS))
+        return failed_response(late, encoder, HEADERS)
     own = dict(HEADERS) if is_events else {"Content-Type": _type(passed.media)}
     if passed.length is not None and not is_events:
         own["Content-Length"] = str(passed.length)

@@ -121,7 +121,8 @@ def read_upload(*, model: bool, seen: bool = False) -> Upload:
     Raise RequestError if it is malformed, truncated or too long, Overloaded if there is no room.
     """
     check_encoding()
-    size, limit = body_size(), _limit()
+    size, own = body_size(), current_app.config.get(MAX_UPLOAD) or request.max_content_length
+    limit = MAX_BODY if own is None else own
     if size is not None and size > limit:
         raise unread(RequestEntityTooLarge(), limit)
     body_room().take(HOLD if size is None else min(size, HOLD))
@@ -132,11 +133,6 @@ def read_upload(*, model: bool, seen: bool = False) -> Upload:
     except InferMuxError:
         refuse_body()
         raise
-
-
-def _limit() -> int:
-    own: int | None = current_app.config.get(MAX_UPLOAD) or request.max_content_length
-    return MAX_BODY if own is None else own
 
 
 def _reader(size: int | None, limit: int) -> Read:
