@@ -45,8 +45,8 @@ DOORS = {
     "psycopg_pool": {"ledger"},
 }
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}  # of os: config/
-MAX_MODULES, MAX_IN_PACKAGE = 224, 15
-MAX_CHARACTERS = 1_510_000
+MAX_MODULES, MAX_IN_PACKAGE = 223, 15
+MAX_CHARACTERS = 1_504_000
 MAX_FILE, MAX_FUNCTION, MAX_WIDTH = 460, 40, 100
 
 
