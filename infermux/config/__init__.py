@@ -361,7 +361,8 @@ class _Variables:
     """Applies the variables INFERMUX_SECTION__KEY; reports unknown ones."""
 
     def __init__(self, environment: _Environment, problems: Problems, notices: list[str]) -> None:
-        self._environment, self._problems, self._set = environment, problems, Setter(notices)
+        self._environment, self._problems = environment, problems
+        self._set = Setter(notices, partial(reference, get=environment.get))
 
     def applied(self, config: Config) -> Config:
         for name, value in sorted(self._environment.variables.items()):

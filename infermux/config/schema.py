@@ -112,9 +112,9 @@ def secret(place: str, value: str, source: str = "") -> Secret:
 class Setter:
     """Sets fields of records from environment variables."""
 
-    def __init__(self, notices: list[str]) -> None:
+    def __init__(self, notices: list[str], resolve: Callable[[str, str], Any]) -> None:
         self.by: dict[str, str] = {}  # the variable of each key that one has set
-        self._notices = notices
+        self._notices, self._resolve = notices, resolve  # the latter reads references
 
     def field(self, record: Any, variable: str, place: str, path: str, value: str) -> Any:
         """Return *record* with the field at *path* (KEY or TABLE__KEY) read from *value*."""
@@ -135,7 +135,9 @@ class Setter:
         other = self.by.setdefault(f"{place}.{key}", variable)
         if other != variable:
             raise ConfigError(f"{variable} and {other} are the same; unset one of them")
-        typed = _typed(old, value, known[key].type, variable)
+        typed: Any = self._resolve(value, variable) if "Secret" in str(known[key].type) else value
+        if isinstance(typed, str):
+            typed = _typed(old, typed, known[key].type, variable)
         return replace(record, **{key: known[key].metadata["reader"](typed, variable)})
 
 

@@ -962,6 +962,16 @@ def test_a_secret_in_quotes_or_behind_a_reference_is_refused_with_its_place(valu
         assert f"{place}: the value {told}" in said(text, **environ)
 
 
+def test_a_variable_of_a_key_that_is_a_secret_may_be_a_reference():
+    Path("secret").write_text("from-a-file\n")
+    for value in ("env:OTHER", "file:secret"):
+        variables = {"INFERMUX_SERVER__ADMIN_KEY": value, "OTHER": "from-a-file"}
+        key = build.settings(variables).server.admin_key
+        assert key is not None and key.reveal() == "from-a-file"
+    told = said("", INFERMUX_SERVER__ADMIN_KEY="env:NO_KEY")
+    assert "INFERMUX_SERVER__ADMIN_KEY: the variable NO_KEY is not set" in told
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("environ", [{}, {"NAME": ""}, {"NAME": " \t\n"}])
 def test_a_variable_that_is_not_set_stops_the_start(place, environ):

@@ -64,6 +64,7 @@ _TAKES_NONE = (
 _REASONS = re.compile(r"(?:ft:)?gpt-(?:5\.[1-4]|(5\.\d|[6-9]|\d\d))(?!.*-chat)")
 _REFUSABLE = frozenset[str]().union(*(names for _, names in _TAKES_NONE))
 _NO_EFFORT_WITH_TOOLS = re.compile(r"(ft:)?gpt-(5\.([4-9]|\d\d)|[6-9]|\d\d)")  # except "none"
+_STOPLESS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o3(?!-mini)|o4)")  # refuse `stop`
 # Efforts in rising order, and those of models that do not accept all of them.
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _SOME_EFFORTS = (
@@ -140,6 +141,8 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body["tools"] = [tool for tool in tools if tool]
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
+        elif name == "stop" and _STOPLESS.match(request.model):
+            strings(value, name)  # the answer ends at them: see `calls`
         elif name == "stop" and isinstance(value, list) and _OPENAI.match(request.model):
             body[name] = value[:4]  # at most: see `calls`
         elif name in PARAMS:
