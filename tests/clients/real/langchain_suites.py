@@ -16,16 +16,14 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from scenarios import MODELS, tell
 
 
-def suite(kind: Kind, model: str, *, stops: bool) -> type:
+def suite(kind: Kind, model: str) -> type:
     """Return LangChain's own tests of a chat model, for one of ours."""
-    members: dict[str, Any] = {
+    members = {
         "chat_model_class": kind.of,
         "chat_model_params": kind.usual | {"model": model},
         "supports_image_inputs": False,
         "supports_image_tool_message": False,
     }
-    if not stops:
-        members["test_stop_sequence"] = None
     return type("Suite", (ChatModelIntegrationTests,), members)
 
 
@@ -33,10 +31,8 @@ def name(client: str, vendor: str) -> str:
     return re.sub(r"\W", "_", f"Test_{client}_{vendor}")
 
 
-# OpenAI's models that reason refuse stop sequences of its own clients at chat completions
-STOPLESS = ("langchain-openai, chat", "openai chat")
 SUITES = {
-    name(client, vendor): (client, vendor, suite(kind, model, stops=(client, vendor) != STOPLESS))
+    name(client, vendor): (client, vendor, suite(kind, model))
     for client, kind in KINDS.items()
     for vendor, model in MODELS.items()
 }
