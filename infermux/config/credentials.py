@@ -36,7 +36,7 @@ class FileSecret(Secret):
 
     @property
     def seals(self) -> tuple[str, ...]:
-        """The place, as the key may change, and the key's own."""
+        """The file, which stays when its key changes, and the key."""
         return f"{PLACE}file\0{self._path}", self._value
 
     def _read(self, place: str) -> tuple[tuple[int, ...], str]:

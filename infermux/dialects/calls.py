@@ -118,7 +118,7 @@ def fitted(
     """Return the request for a vendor that *speaks* a dialect, and what restores its calls."""
     if request.body_in(speaks(request).NAME) is not None:
         return request, Calls()
-    params, messages = _meant(_bounded(request)), _unique(request.messages)
+    params, messages = _without_empty(_bounded(request)), _unique(request.messages)
     tools, choice = params.get("tools"), params.get("tool_choice")
     tools = tools if isinstance(tools, list) else []
     said = {name for each in chain(tools, _calls(messages)) if (name := name_of(each)) is not None}
@@ -148,7 +148,7 @@ def _bounded(request: InferRequest) -> Mapping[str, Any]:
     return request.params if limit <= most else {**request.params, "max_tokens": most}
 
 
-def _meant(params: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_empty(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the params without empty lists, and what is about tools if there are none: refused."""
     left = ["stop"] if params.get("stop") == [] else []
     if params.get("tools") in (None, []):

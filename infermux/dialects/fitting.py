@@ -284,7 +284,7 @@ class _Google:
         self._left -= 1
         if not isinstance(schema, dict):
             return {}  # true and false allow anything, or nothing
-        if schema.keys() <= _LEAF:  # most are
+        if schema.keys() <= _LEAF:  # the usual case
             return schema
         if isinstance(ref := schema.get("$ref"), str):
             if ref in path or self._left <= 0:

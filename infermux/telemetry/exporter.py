@@ -136,7 +136,7 @@ def flush_all(seconds: float = FLUSH_SECONDS) -> float:
 
 def dropped() -> int:
     """Return how many items all exporters of this process have dropped."""
-    return sum(each.dropped for each in list(_exporters))  # its threads keep one that drops
+    return sum(each.dropped for each in list(_exporters))  # the threads of one that dropped keep it
 
 
 atexit.register(flush_all)

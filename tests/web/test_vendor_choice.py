@@ -284,6 +284,31 @@ def test_the_configuration_decides_for_every_request(vendor, seen, api, path, do
     assert said in answer.data or said[:3] in answer.data
 
 
+@pytest.mark.parametrize(
+    ("model", "refuses"),
+    [
+        ("gpt-5-mini", True),
+        ("ft:gpt-6-luna:x", True),
+        ("o3", True),
+        ("o4-mini", True),
+        ("o3-mini", False),
+        ("gpt-4.1", False),
+        ("gpt-5-chat-latest", False),
+    ],
+)
+def test_stops_that_a_model_refuses_end_the_answer_whatever_the_api(vendor, seen, model, refuses):
+    """What goes by Responses if the choice is free is not sent to chat completions, if it is not."""
+    body = {"model": f"openai/{model}", "max_tokens": 50, "messages": ASK}
+    for api in ("auto", "chat"):
+        with Front(provider(vendor, api)) as front:
+            answer = front.ask("/v1/messages", body | {"stop_sequences": [" chat", "ny"]})
+        assert answer.json["content"][-1]["text"] in ("By", "Sun")
+        assert seen[-1][1] == "/v1/" + (
+            "responses" if refuses and api == "auto" else "chat/completions"
+        )
+        assert ("stop" in seen[-1][2]) is not refuses
+
+
 def test_a_vendor_without_responses_serves_its_clients_by_chat(vendor, seen):
     url = f"{vendor.url}/v1"
     mistral = build.provider(ProviderConfig("mistral", "mistral", base_url=url))

@@ -30,7 +30,7 @@ _SIGNED = re.compile(r"gemini-([3-9]|[1-9]\d|\w+(-\w+)?-latest)")  # refuse unsi
 _ONE_OF_BOTH = re.compile(r"gemini-[12]\b")  # refuse tools together with an answer in JSON
 _NO_PENALTY = re.compile(rf"gemini-2\.5|{_SIGNED.pattern}")
 _PENALTIES = ("presence_penalty", "frequency_penalty")
-_INSIDE = re.compile("image/(png|jpeg|webp)|application/pdf|text/plain")  # media of results
+_RESULT_MEDIA = re.compile("image/(png|jpeg|webp)|application/pdf|text/plain")  # within results
 # Thinking budgets in tokens by effort, as in Google's OpenAI-compatible API; every thinking model
 # accepts the largest.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
@@ -419,8 +419,8 @@ class _Conversation:
 
 
 def _fits_inside(part: JSON) -> bool:
-    """Whether a result may have a part, as media may from Gemini 3 on, which binds them to it."""
-    return _INSIDE.fullmatch(part.get("inlineData", {}).get("mimeType", "")) is not None
+    """Whether a part may stand within a result: Gemini 3 and later take such media there."""
+    return _RESULT_MEDIA.fullmatch(part.get("inlineData", {}).get("mimeType", "")) is not None
 
 
 def _as_object(words: str) -> JSON:

@@ -236,7 +236,7 @@ def fitted(body: Mapping[str, Any], request: InferRequest, drop: Drop) -> JSON:
         if strict:
             fits = hoisted((_native(message, drop) for message in fits), results=True)
         fits = [fitting.with_call_ids(message, taken) for message in fits]
-    fits = _taken(fits, model)
+    fits = _accepted(fits, model)
     return new if fits == messages else new | {"messages": fits}
 
 
@@ -316,13 +316,14 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     return hoisted(messages, results=True) if hoists else messages
 
 
-def _taken(messages: list[JSON], model: str) -> list[JSON]:
-    """Return messages as DeepSeek and Mistral take them, if the model is theirs.
+def _accepted(messages: list[JSON], model: str) -> list[JSON]:
+    """Return messages in the form that DeepSeek's and Mistral's models accept.
 
-    At Mistral no user follows a tool, no system the assistant, and who is last there goes on.
+    DeepSeek's take no parts. At Mistral's, a user may not follow a tool, nor a system message the
+    assistant; a last message of the assistant must be marked as the prefix of the answer.
     """
     if _DEEPSEEK.match(model):
-        return [*map(_worded, messages)]
+        return [*map(_with_one_text, messages)]
     if not _MISTRAL.match(model):
         return messages
     found: list[JSON] = []
@@ -339,7 +340,7 @@ def _taken(messages: list[JSON], model: str) -> list[JSON]:
     return found
 
 
-def _worded(message: JSON) -> JSON:
+def _with_one_text(message: JSON) -> JSON:
     """Return a message with its parts as one text, if all are texts."""
     parts = message.get("content")
     if not isinstance(parts, list) or any(part.get("type") != "text" for part in parts):

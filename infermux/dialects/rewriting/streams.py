@@ -128,7 +128,7 @@ class StreamRewriter:
         sent = self._renewed(sent)
         kinds = [kind for kind in KINDS if getattr(before, kind)]
         if len(kinds) == 1 and not (before.finish_reason or before.tool_calls):
-            self._last[kinds[0]] = sent  # an event of words alone
+            self._last[kinds[0]] = sent  # an event with one kind of words and nothing else
         held, self._held = self._held, []
         return [*apart, *map(self._renewed, held), sent]
 

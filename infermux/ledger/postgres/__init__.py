@@ -138,7 +138,7 @@ class PostgresLedger(Ledger):
     def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
         found = self._reservations().reserve(hold._replace(about=clean(hold.about)), rules)
         if isinstance(found, Refused):
-            self._lose(rules.at)  # for their rows: it frees nothing
+            self._lose(rules.at)  # writes the rows of lost calls; it frees nothing
         return found
 
     def _top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:

@@ -293,7 +293,7 @@ class Hooks:
             if isinstance(error := job.error, InferMuxError):
                 ran.ended("refused")
                 if not isinstance(error.status, int) or not 400 <= error.status < 600:
-                    error.status = 500  # one that HTTP has for errors
+                    error.status = 500  # the hook's is no status of an HTTP error
                 raise having(error, hook=name) from None
             if error is None:
                 try:
