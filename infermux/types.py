@@ -171,7 +171,7 @@ class Usage:
     parts: tuple[Usage, ...] = ()  # summed up in it, and billed each by its size
 
 
-NOTHING: Mapping[str, str] = {}
+NOTHING: Mapping[Any, Any] = {}
 
 
 class Chunk(NamedTuple):

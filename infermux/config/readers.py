@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, shown, wrong_value
@@ -14,6 +14,7 @@ from .patterns import STAR
 from .schema import Reader, Secret, any_table, of_type, printable_name, some_of, text, texts
 
 REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
+Ids = TypeVar("Ids", bound=Iterable[str])
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 VARIABLE = re.compile(  # as others write one
     r"(?:(?:env|ENV)[:.] ?\$?\{?|\$\{?|os\.environ/)([A-Z][A-Z0-9_]*)\}?"
@@ -130,15 +131,22 @@ def _scopes(value: Any, place: str) -> tuple[str, ...]:
 some_models = not_empty(_scopes, "names no model: leave it out to admit all of them")
 
 
-def model_ids(value: Any, place: str) -> tuple[str, ...]:
-    """Read the models of a provider, which are no patterns."""
-    for model in (found := texts(value, place)):
+def _ids(found: Ids, place: str, more: str = "") -> Ids:
+    """Return ids of models; raise ConfigError for a pattern."""
+    for model in found:
         if STAR in model:
-            raise ConfigError(
-                f"{place}: {shown(model)} has a *: list ids of models; any other is reached as "
-                "PROVIDER/MODEL, or by a pattern in [models]"
-            )
+            raise ConfigError(f"{place}: {shown(model)} has a *: list ids of models{more}")
     return found
+
+
+def model_ids(value: Any, place: str) -> tuple[str, ...]:
+    more = "; any other is reached as PROVIDER/MODEL, or by a pattern in [models]"
+    return _ids(texts(value, place), place, more)
+
+
+def by_model(value: Any, place: str) -> dict[str, Any]:
+    """Read a table whose keys are ids of models."""
+    return _ids(any_table(value, place), place)
 
 
 def then(value: Any, place: str) -> str:
@@ -219,15 +227,6 @@ def weights(value: Any, place: str) -> dict[str, float]:
         if not 0 < of_type(float, weight, f"{place}.{target}") < 10**9:
             raise ConfigError(f"{place}.{target} must be a number above 0")
     return {target: float(weight) for target, weight in found.items()}
-
-
-def by_model(value: Any, place: str) -> dict[str, Any]:
-    """Read a table whose keys are a vendor's names of models, which are no patterns."""
-    found: dict[str, Any] = any_table(value, place)
-    for model in found:
-        if STAR in model:
-            raise ConfigError(f"{place}: {shown(model)} is no model; give each one a line")
-    return found
 
 
 def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:

@@ -73,9 +73,8 @@ class BlockWriter:
         """Whether a block may open: not amid a tool call's arguments."""
         if self.opened is None or self.opened[0] != TOOL:
             return True
-        end = next(
-            filter(str.strip, reversed(self.arguments)), ""
-        )  # a quick look: most pieces end within them
+        # a quick look at the last piece that is not blank: most end within the arguments
+        end = next(filter(str.strip, reversed(self.arguments)), "")
         return end.rstrip().endswith("}") and complete("".join(self.arguments))
 
     def _write(self, key: Key, piece: JSON) -> bytes:

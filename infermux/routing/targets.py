@@ -313,9 +313,7 @@ class TargetPool:
         if found := own or self.prices.find(vendor, target.model):
             return found
         stated = self._of_provider(target, "price")
-        return (
-            stated if isinstance(stated, Price) else None
-        )  # else the attribute means something else
+        return stated if isinstance(stated, Price) else None  # it may mean something else
 
     def _of_provider(self, target: Target, name: str) -> Any:
         return getattr(self.registry.member(target.provider).provider, name, None)

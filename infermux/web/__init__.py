@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..errors import MethodNotAllowed, forget
 from ..routing.router import Router
+from ..types import NOTHING
 from .http import (
     BODY,
     Api,
@@ -54,7 +55,7 @@ def endpoints(
     name: str,
     api: Api,
     routes: Iterable[Route],
-    refusals: Mapping[tuple[str, str], View] | None = None,
+    refusals: Mapping[tuple[str, str], View] = NOTHING,
 ) -> EndpointBlueprint:
     """Return a blueprint that calls its views with *api*; other methods get a JSON 405.
 
@@ -70,7 +71,7 @@ def endpoints(
         known |= dict.fromkeys(("GET", "HEAD") if method == "GET" else (method,), view)
     for path, known in views.items():
         refuse = partial(_refuse, ", ".join(known))
-        more = {method: (refusals or {}).get((method, path), refuse) for method in METHODS}
+        more = {method: refusals.get((method, path), refuse) for method in METHODS}
         blueprint.add_url_rule(
             path,
             re.sub(r"\W+", "_", path).strip("_") or "index",

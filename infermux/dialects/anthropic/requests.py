@@ -193,7 +193,7 @@ def is_empty(part: JSON) -> bool:
 
 def _block(part: JSON, drop: Drop) -> JSON | None:
     kind = string(part, "type")
-    extra = {name: part[name] for name in _OF_BLOCKS if name in part}
+    extra = only(part, _OF_BLOCKS)
     if part.get("prompt_cache_breakpoint"):  # OpenAI's
         extra |= MARK
     if kind == "text":

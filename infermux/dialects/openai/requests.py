@@ -141,10 +141,9 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body["tools"] = [tool for tool in tools if tool]
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
-        elif name == "stop" and _STOPLESS.match(request.model):
-            strings(value, name)  # the answer ends at them: see `calls`
-        elif name == "stop" and isinstance(value, list) and _OPENAI.match(request.model):
-            body[name] = value[:4]  # at most: see `calls`
+        elif name == "stop" and _OPENAI.match(request.model):  # `calls` ends the answer at others
+            if not _STOPLESS.match(request.model):
+                body[name] = value[:4] if isinstance(value, list) else value
         elif name in PARAMS:
             body[name] = value
         elif name != "stream_options" and not is_neutral(name, value):
@@ -319,8 +318,8 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
 def _accepted(messages: list[JSON], model: str) -> list[JSON]:
     """Return messages in the form that DeepSeek's and Mistral's models accept.
 
-    DeepSeek's take no parts. At Mistral's, a user may not follow a tool, nor a system message the
-    assistant; a last message of the assistant must be marked as the prefix of the answer.
+    DeepSeek's take no parts. At Mistral's, no user follows a tool and no system message the
+    assistant; a last message of the assistant is marked as a prefix.
     """
     if _DEEPSEEK.match(model):
         return [*map(_with_one_text, messages)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...protocol import InferRequest, text_of
 from ...types import JSON
-from .. import fitting, given, items, listed, obj, objects, require, text, without
+from .. import fitting, given, items, listed, obj, objects, only, require, text, without
 from ..openai import is_neutral
 from ..openai import requests as chat
 from ..openai.requests import NAMES, fitted_name, nearest_effort, unknown
@@ -256,7 +256,7 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON:
     own: Any = part.get(kind)
     if kind not in ("text", "image_url", "file", "input_audio"):
         unsupported(f"{place}.content.{kind}", NAME, drop)
-    mark = {name: part[name] for name in (BREAKPOINT,) if part.get(name)}
+    mark = only(given(part), (BREAKPOINT,))
     if kind == "text":
         return {"type": "input_text", "text": own} | mark
     if kind == "image_url":

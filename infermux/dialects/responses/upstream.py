@@ -19,6 +19,7 @@ from .. import (
     Events,
     members,
     obj,
+    only,
     parameters,
     path_of,
     token_count,
@@ -92,7 +93,7 @@ class Responses:
         body = self._translated(request, drop)
         body["input"] = [item for item in body["input"] if self._takes(item)]
         if known := _KEPT.get(request.op):
-            body = {name: value for name, value in body.items() if name in known}
+            body = only(body, known)
         else:
             body |= fitted_names(body, request.model, request.cache_key)
             body = with_summary(body, request) if self.summarizes else body

@@ -17,7 +17,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter
 from sqlite3 import Cursor
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -253,7 +252,7 @@ class SQLiteLedger(Ledger):
             log.error("%s", self._file.moved.pop())
 
     def _transact(self, process: _Process, jobs: Sequence[Job], connection: Connection) -> None:
-        busy, current = max(map(attrgetter("busy"), jobs)), connection
+        busy, current = max([job.busy for job in jobs]), connection
         connection.begin(busy)
         # checked within the transaction: a damaged file is renamed only while nobody writes
         if len(jobs) > 1 or not jobs[0].anywhere:
