@@ -26,9 +26,7 @@ def check_size(data: bytes, exchange: Exchange) -> None:
 
 
 def completed(body: bytes, request: InferRequest, form: str) -> bytes:
-    """Return a body in a format with the configuration's params, and the limits of the output and
-    tools that a budget can pay.
-    """
+    """Return a body with the configuration's params, and the limits that a budget can pay."""
     found = as_object(strict_json.lenient(body))
     if request.forced is not None:
         found = {**found, **request.forced.params}

@@ -259,7 +259,7 @@ class HTTPProvider(Provider):
             error.elsewhere = True  # another target may have another format
             raise
         except (ValueError, TypeError, LookupError, AttributeError) as error:  # the caller's values
-            raise RequestError(f"the request cannot be written as JSON: {error}") from None
+            raise RequestError(f"the provider's format cannot say this: {error}") from None
         headers = {
             **self._headers,
             **dialect.headers(request),
