@@ -165,9 +165,7 @@ class Hooks:
         else:
             return None
         why = f"this service checks each {why} ([hooks].unseen)"
-        refused = HookRefused(why, status=403)
-        refused.hook = name
-        return refused
+        return having(HookRefused(why, status=403), hook=name)
 
     def _asked(self, call: Call, old: InferRequest, told: HookCall) -> InferRequest:
         """Return the request that the hook returns; the same one if it has not changed it."""
