@@ -41,8 +41,9 @@ InferMuxError                   500 internal_error
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+E = TypeVar("E", bound=BaseException)
 SHOWN = 100  # characters of a caller's value that a message quotes
 
 
@@ -140,7 +141,7 @@ def forget(error: BaseException | None) -> None:
         error = behind
 
 
-def having(error: Any, **members: Any) -> Any:
+def having(error: E, **members: Any) -> E:
     """Return *error* with *members*, to raise it without a name: that would be a cycle."""
     vars(error).update(members)
     return error
